@@ -1,0 +1,99 @@
+// Walking a PagedCopy: the one place that knows canonical order, used by the host copy, by every transport that
+// unrolls extents, and by both ends of the wire. Header-only because it is the inside of every hot loop.
+#pragma once
+
+#include <algorithm>
+
+#include "core/types.hpp"
+
+namespace pdxfer {
+
+// Do slots of this pair lie back to back on both sides, so that a run is one extent?
+inline bool dense(const RegionPair& p) noexcept {
+  return p.src_stride == p.slot_bytes && p.dst_stride == p.slot_bytes;
+}
+
+inline bool at_end(const PagedCopy& copy, const Cursor& cursor) noexcept {
+  return cursor.pair >= copy.pairs.size() || copy.runs.empty();
+}
+
+// One piece that is contiguous on both sides; offsets are from each region's first byte.
+struct Extent {
+  uint32_t pair = 0;
+  uint64_t src_offset = 0, dst_offset = 0, bytes = 0;
+};
+
+// The extent at `cursor`, at most `budget` bytes of it, and the cursor moved past it. Requires !at_end and budget > 0.
+inline Extent next_extent(const PagedCopy& copy, Cursor& cursor, uint64_t budget) noexcept {
+  const RegionPair& p = copy.pairs[cursor.pair];
+  const Run& r = copy.runs[cursor.run];
+  Extent e{cursor.pair, p.src_offset + (uint64_t{r.src_slot} + cursor.slot) * p.src_stride + cursor.byte,
+           p.dst_offset + (uint64_t{r.dst_slot} + cursor.slot) * p.dst_stride + cursor.byte, 0};
+  if (dense(p)) {
+    const uint64_t done = cursor.slot * p.slot_bytes + cursor.byte;
+    e.bytes = std::min(budget, r.count * p.slot_bytes - done);
+    const uint64_t now = done + e.bytes;
+    cursor.slot = static_cast<uint32_t>(now / p.slot_bytes);
+    cursor.byte = now % p.slot_bytes;
+  } else {
+    e.bytes = std::min(budget, p.slot_bytes - cursor.byte);
+    cursor.byte += e.bytes;
+    if (cursor.byte == p.slot_bytes) {
+      cursor.byte = 0;
+      ++cursor.slot;
+    }
+  }
+  if (cursor.slot == r.count) {
+    cursor.slot = 0;
+    if (++cursor.run == copy.runs.size()) {
+      cursor.run = 0;
+      ++cursor.pair;
+    }
+  }
+  return e;
+}
+
+// Move the cursor `bytes` further without visiting every slot of a run. Stops at the end of the copy.
+inline void advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) noexcept {
+  while (bytes > 0 && !at_end(copy, cursor)) {
+    const RegionPair& p = copy.pairs[cursor.pair];
+    const Run& r = copy.runs[cursor.run];
+    const uint64_t done = cursor.slot * p.slot_bytes + cursor.byte;
+    const uint64_t step = std::min(bytes, r.count * p.slot_bytes - done);
+    const uint64_t now = done + step;
+    bytes -= step;
+    cursor.slot = static_cast<uint32_t>(now / p.slot_bytes);
+    cursor.byte = now % p.slot_bytes;
+    if (cursor.slot == r.count) {
+      cursor.slot = 0;
+      if (++cursor.run == copy.runs.size()) {
+        cursor.run = 0;
+        ++cursor.pair;
+      }
+    }
+  }
+}
+
+enum class Side : uint8_t { kSrc, kDst };
+
+// Does one side of every pair stay inside a region of `bytes(region id)` bytes (0: unknown region)?
+// O(pairs); overflow-safe, so it may be fed from the wire. Requires seal().
+template <typename BytesOf>
+Status check_range(const PagedCopy& copy, Side side, BytesOf&& bytes_of) noexcept {
+  const uint64_t end = side == Side::kSrc ? copy.src_slot_end : copy.dst_slot_end;
+  for (const RegionPair& p : copy.pairs) {
+    const uint64_t offset = side == Side::kSrc ? p.src_offset : p.dst_offset;
+    const uint64_t stride = side == Side::kSrc ? p.src_stride : p.dst_stride;
+    const uint64_t have = bytes_of(side == Side::kSrc ? p.src : p.dst);
+    if (have == 0) return {Code::kInvalid, 0, "unknown region"};
+    if (p.slot_bytes == 0 || p.slot_bytes > stride) return {Code::kInvalid, 0, "slot larger than its stride"};
+    if (end == 0) continue;
+    uint64_t last = 0, past = 0;
+    if (__builtin_mul_overflow(end - 1, stride, &last) || __builtin_add_overflow(last, offset, &past) ||
+        __builtin_add_overflow(past, p.slot_bytes, &past) || past > have)
+      return {Code::kInvalid, 0, side == Side::kSrc ? "source slot outside its region" : "destination slot outside its region"};
+  }
+  return kOkStatus;
+}
+
+}  // namespace pdxfer

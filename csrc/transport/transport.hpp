@@ -97,9 +97,16 @@ class Transport {
   virtual size_t poll(std::span<Completion> out) = 0;
 };
 
+// pack's host copy, handed in by the engine because transport may not include pack. Copies at most `budget` bytes of
+// `copy` from the cursor on and moves the cursor; src[i] and dst[i] are where the regions of pair i begin in this
+// process. Returns the bytes copied. May use threads of its own; returns when the bytes are globally visible.
+using HostCopy = std::function<uint64_t(const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                                        std::span<std::byte* const> src, std::span<std::byte* const> dst)>;
+
 // What the engine gives a transport at creation.
 struct Context {
   Limits limits;
+  HostCopy copy;
   std::string host;      // Config::host
   std::string shm_path;  // Config::shm_path
   // Wake the engine's worker from any thread: there is something to poll.

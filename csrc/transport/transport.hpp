@@ -42,6 +42,7 @@ struct Link {
   PeerId peer = kNoId;         // our number for the other engine
   Role role = Role::kConnect;
   Bytes address;               // the other end's Transport::address()
+  std::string host_hint;       // the host under which the control connection reached it, for wildcard addresses
   uint8_t token[16] = {};      // random, the same at both ends, fresh per handshake: names and guards sockets of this link
   Deadline deadline{};         // connect returns or throws by then
 };
@@ -57,6 +58,9 @@ class Peer {
 
   // Move the next piece of one copy of a batch. `copy_index` counts the copies of the batch's plan; `plan` stays alive
   // and unchanged until the batch's kSent was polled. The plan was checked against both ends' regions by the engine.
+  // An error means that nothing of this piece was taken and that the batch is over: its one kSent, with that status,
+  // follows as after cancel. cancel() on such a batch, or on one whose kSent waits to be polled, does nothing; on one
+  // that was never submitted it completes at once.
   virtual Status submit(BatchId batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) = 0;
   // End the batch. With a tag the receiver's poll yields kArrived(tag, tail); without, it only acknowledges.
   // Returns false when it cannot take it now (poll, then try again).
@@ -77,6 +81,7 @@ struct Limits {
   uint32_t io_threads = 1;
   uint32_t tcp_streams = 4;
   uint64_t max_tail_bytes = 1 << 16;
+  uint32_t peer_timeout_ms = 3000;  // silence of a connection with unacknowledged bytes after which its peer is lost
 };
 
 class Transport {

@@ -9,9 +9,7 @@
 namespace pdxfer {
 
 // Do slots of this pair lie back to back on both sides, so that a run is one extent?
-inline bool dense(const RegionPair& p) noexcept {
-  return p.src_stride == p.slot_bytes && p.dst_stride == p.slot_bytes;
-}
+inline bool dense(const RegionPair& p) noexcept { return p.src_stride == p.slot_bytes && p.dst_stride == p.slot_bytes; }
 
 inline bool at_end(const PagedCopy& copy, const Cursor& cursor) noexcept {
   return cursor.pair >= copy.pairs.size() || copy.runs.empty();
@@ -31,10 +29,16 @@ inline Extent next_extent(const PagedCopy& copy, Cursor& cursor, uint64_t budget
            p.dst_offset + (uint64_t{r.dst_slot} + cursor.slot) * p.dst_stride + cursor.byte, 0};
   if (dense(p)) {
     const uint64_t done = cursor.slot * p.slot_bytes + cursor.byte;
-    e.bytes = std::min(budget, r.count * p.slot_bytes - done);
-    const uint64_t now = done + e.bytes;
-    cursor.slot = static_cast<uint32_t>(now / p.slot_bytes);
-    cursor.byte = now % p.slot_bytes;
+    const uint64_t rest = r.count * p.slot_bytes - done;
+    if (rest <= budget) {  // the common case, kept free of the division
+      e.bytes = rest;
+      cursor.slot = r.count;
+      cursor.byte = 0;
+    } else {
+      e.bytes = budget;
+      cursor.slot = static_cast<uint32_t>((done + budget) / p.slot_bytes);
+      cursor.byte = (done + budget) % p.slot_bytes;
+    }
   } else {
     e.bytes = std::min(budget, p.slot_bytes - cursor.byte);
     cursor.byte += e.bytes;
@@ -53,10 +57,16 @@ inline Extent next_extent(const PagedCopy& copy, Cursor& cursor, uint64_t budget
   return e;
 }
 
-// Move the cursor `bytes` further without visiting every slot of a run. Stops at the end of the copy.
+// Move the cursor `bytes` further: whole pairs in one step each, then whole runs. Stops at the end of the copy.
+// Requires seal().
 inline void advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) noexcept {
   while (bytes > 0 && !at_end(copy, cursor)) {
     const RegionPair& p = copy.pairs[cursor.pair];
+    if (cursor == Cursor{cursor.pair, 0, 0, 0} && bytes >= copy.slots * p.slot_bytes) {
+      bytes -= copy.slots * p.slot_bytes;
+      ++cursor.pair;
+      continue;
+    }
     const Run& r = copy.runs[cursor.run];
     const uint64_t done = cursor.slot * p.slot_bytes + cursor.byte;
     const uint64_t step = std::min(bytes, r.count * p.slot_bytes - done);
@@ -91,7 +101,8 @@ Status check_range(const PagedCopy& copy, Side side, BytesOf&& bytes_of) noexcep
     uint64_t last = 0, past = 0;
     if (__builtin_mul_overflow(end - 1, stride, &last) || __builtin_add_overflow(last, offset, &past) ||
         __builtin_add_overflow(past, p.slot_bytes, &past) || past > have)
-      return {Code::kInvalid, 0, side == Side::kSrc ? "source slot outside its region" : "destination slot outside its region"};
+      return {Code::kInvalid, 0,
+              side == Side::kSrc ? "source slot outside its region" : "destination slot outside its region"};
   }
   return kOkStatus;
 }

@@ -53,9 +53,10 @@ struct PagedCopy {
   std::vector<RegionPair> pairs;
   std::vector<Run> runs;
 
-  // Derived once by seal() so that checks cost O(pairs) and progress needs no second pass.
-  uint64_t slots = 0;                         // sum of run counts
-  uint64_t bytes = 0;                         // total payload
+  // Derived once by seal() so that checks cost O(pairs) and progress needs no second pass. Empty runs, and totals that
+  // do not fit 64 bits, set the ends to UINT64_MAX, which check_range refuses for every region.
+  uint64_t slots = 0;                           // sum of run counts
+  uint64_t bytes = 0;                           // total payload
   uint64_t src_slot_end = 0, dst_slot_end = 0;  // one past the highest slot used on each side
 
   void seal() noexcept;

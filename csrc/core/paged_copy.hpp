@@ -57,9 +57,10 @@ inline Extent next_extent(const PagedCopy& copy, Cursor& cursor, uint64_t budget
   return e;
 }
 
-// Move the cursor `bytes` further: whole pairs in one step each, then whole runs. Stops at the end of the copy.
-// Requires seal().
-inline void advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) noexcept {
+// Move the cursor `bytes` further: whole pairs in one step each, then whole runs. Stops at the end of the copy;
+// returns how far it came. Requires seal().
+inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) noexcept {
+  const uint64_t wanted = bytes;
   while (bytes > 0 && !at_end(copy, cursor)) {
     const RegionPair& p = copy.pairs[cursor.pair];
     if (cursor == Cursor{cursor.pair, 0, 0, 0} && bytes >= copy.slots * p.slot_bytes) {
@@ -82,6 +83,7 @@ inline void advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) noexc
       }
     }
   }
+  return wanted - bytes;
 }
 
 enum class Side : uint8_t { kSrc, kDst };

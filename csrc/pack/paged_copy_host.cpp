@@ -1,0 +1,161 @@
+// The host copy; see paged_copy_host.hpp. One loop: extents are cut into pieces, the source of each piece is prefetched
+// a few KiB before its turn, and the piece is streamed past the caches when the copy as a whole would not fit them.
+#include "pack/paged_copy_host.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <system_error>
+
+#include "core/paged_copy.hpp"
+#include "pack/stream_copy.hpp"
+
+namespace pdxfer::pack {
+namespace {
+
+// Measured (docs/design/plan.md): random pages gain from the level-2 prefetch of about 4 KiB ahead, most when pages
+// are small; hardware prefetchers stop at page borders, which pieces of 2 KiB bridge.
+constexpr uint64_t kPiece = 2048;
+constexpr uint64_t kAhead = 4096;  // bytes prefetched and not yet copied
+constexpr unsigned kRing = 32;     // pieces in that distance at most; a power of two
+constexpr uint64_t kLine = 64;
+constexpr uint64_t kStreaming = 1 << 20;  // copies up to this stay in the cache, where their reader finds them
+constexpr uint64_t kSlice = 128 << 10;    // least work worth a helper's wake-up
+constexpr auto kLongestWait = std::chrono::seconds(1);
+
+struct Piece {
+  std::byte* dst = nullptr;
+  const std::byte* src = nullptr;
+  uint64_t bytes = 0;
+};
+
+// Hands out the pieces of `bytes` bytes from the cursor on, each already on its way into the level-2 cache.
+class Pieces {
+ public:
+  Pieces(const PagedCopy& copy, Cursor& cursor, uint64_t bytes, std::span<std::byte* const> src,
+         std::span<std::byte* const> dst) noexcept
+      : copy_(copy), cursor_(cursor), left_(bytes), src_(src), dst_(dst) {}
+
+  bool next(Piece& piece) noexcept {
+    while (ahead_ < kAhead && head_ - tail_ < kRing && fetch()) {
+    }
+    if (head_ == tail_) return false;
+    piece = ring_[tail_++ % kRing];
+    ahead_ -= piece.bytes;
+    return true;
+  }
+
+ private:
+  bool fetch() noexcept {
+    if (rest_.bytes == 0) {
+      if (left_ == 0 || at_end(copy_, cursor_)) return false;
+      const Extent e = next_extent(copy_, cursor_, left_);
+      rest_ = {dst_[e.pair] + e.dst_offset, src_[e.pair] + e.src_offset, e.bytes};
+      left_ -= e.bytes;
+    }
+    // End on a line of the destination, so that no line is stored in two halves.
+    const uint64_t bytes = std::min(rest_.bytes, kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kLine);
+    for (uint64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(rest_.src + at, 0, 2);
+    ring_[head_++ % kRing] = {rest_.dst, rest_.src, bytes};
+    rest_ = {rest_.dst + bytes, rest_.src + bytes, rest_.bytes - bytes};
+    ahead_ += bytes;
+    return true;
+  }
+
+  const PagedCopy& copy_;
+  Cursor& cursor_;
+  uint64_t left_;  // bytes not yet taken from the cursor
+  std::span<std::byte* const> src_, dst_;
+  Piece rest_;  // of the extent being cut
+  std::array<Piece, kRing> ring_;
+  unsigned head_ = 0, tail_ = 0;
+  uint64_t ahead_ = 0;
+};
+
+// On the calling thread only. Moves the cursor; returns the bytes copied.
+uint64_t copy_alone(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
+                    std::span<std::byte* const> dst) noexcept {
+  const bool streaming = copy.bytes > kStreaming;
+  const CopyFn move = streaming ? streaming_copy() : plain_copy;
+  uint64_t bytes = 0;
+  Pieces pieces(copy, cursor, budget, src, dst);
+  for (Piece piece; pieces.next(piece); bytes += piece.bytes) move(piece.dst, piece.src, piece.bytes);
+  if (streaming) streaming_fence();
+  return bytes;
+}
+
+}  // namespace
+
+HostCopier::HostCopier(unsigned threads) {
+  threads = std::clamp(threads, 1u, 64u);
+  try {
+    helpers_.reserve(threads - 1);
+    for (unsigned i = 1; i < threads; ++i) {
+      helpers_.emplace_back([this](const std::stop_token& stop) { help(stop); });
+      pthread_setname_np(helpers_.back().native_handle(), ("pdx-copy-" + std::to_string(i)).c_str());
+    }
+  } catch (const std::system_error& error) {
+    throw Error(Code::kUnavailable,
+                "starting copy thread " + std::to_string(helpers_.size() + 1) + " of " + std::to_string(threads - 1) +
+                    ": " + errno_name(error.code().value()) + ": lower copy_threads or raise the limit on threads",
+                error.code().value());
+  }
+}
+
+uint64_t HostCopier::copy(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
+                          std::span<std::byte* const> dst) noexcept {
+  std::unique_lock<std::mutex> use(in_use_, std::defer_lock);
+  if (helpers_.empty() || budget < 2 * kSlice || copy.bytes < 2 * kSlice || !use.try_lock())
+    return copy_alone(copy, cursor, budget, src, dst);
+  Cursor end = cursor;
+  const uint64_t bytes = advance(copy, end, budget);
+  if (bytes < 2 * kSlice) return copy_alone(copy, cursor, bytes, src, dst);
+  std::unique_lock<std::mutex> lock(mutex_);
+  job_.copy = &copy;
+  job_.src = src;
+  job_.dst = dst;
+  cut(copy, cursor, bytes);
+  work_.notify_all();
+  while (take_slice(lock)) {
+  }
+  // Slices that helpers took are memory being written: there is no leaving before they are done.
+  while (job_.done != job_.count) finished_.wait_for(lock, kLongestWait);
+  job_.count = job_.next = job_.done = 0;
+  return bytes;
+}
+
+// Cuts `bytes` from the cursor on into slices, two per thread where they are large enough; moves the cursor past them.
+void HostCopier::cut(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) noexcept {
+  const uint64_t count = std::min<uint64_t>({kMaxSlices, 2 * threads(), bytes / kSlice});
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t share = bytes / (count - i);
+    job_.slices[i] = {cursor, share};
+    advance(copy, cursor, share);
+    bytes -= share;
+  }
+  job_.count = count;
+}
+
+// Takes the next slice, if any is left, and copies it with the lock released.
+bool HostCopier::take_slice(std::unique_lock<std::mutex>& lock) noexcept {
+  if (job_.next == job_.count) return false;
+  Slice slice = job_.slices[job_.next++];
+  lock.unlock();
+  copy_alone(*job_.copy, slice.cursor, slice.bytes, job_.src, job_.dst);
+  lock.lock();
+  if (++job_.done == job_.count) finished_.notify_one();
+  return true;
+}
+
+void HostCopier::help(const std::stop_token& stop) noexcept {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!stop.stop_requested()) {
+    work_.wait_for(lock, stop, kLongestWait, [this] { return job_.next != job_.count; });
+    while (take_slice(lock)) {
+    }
+  }
+}
+
+}  // namespace pdxfer::pack

@@ -18,9 +18,7 @@ __device__ void copy_words(u64 src, u64 dst, u64 words, unsigned int lane) {
   u64 i = lane;
   for (; i + (kDepth - 1) * kWarp < words; i += kDepth * kWarp) {
     Word held[kDepth];
-#pragma unroll
     for (unsigned int k = 0; k < kDepth; ++k) held[k] = from[i + k * kWarp];
-#pragma unroll
     for (unsigned int k = 0; k < kDepth; ++k) to[i + k * kWarp] = held[k];
   }
   for (; i < words; i += kWarp) to[i] = from[i];

@@ -1,0 +1,113 @@
+// The device kernel against core's walk; see device_selftest.hpp.
+#include "pack/device_selftest.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "core/paged_copy.hpp"
+#include "pack/paged_copy_device.hpp"
+#include "sys/cuda_memory.hpp"
+
+namespace pdxfer::pack {
+namespace {
+
+constexpr uint64_t kGuard = 64;  // bytes around and between slots that no copy may touch
+
+struct Case {
+  PagedCopy copy;
+  uint64_t src_bytes = 0, dst_bytes = 0;
+  std::string shape;
+};
+
+uint64_t pick(std::mt19937_64& random, uint64_t low, uint64_t high) {
+  return std::uniform_int_distribution<uint64_t>(low, high)(random);
+}
+
+// Sizes that serving engines have, and odd ones that exercise every alignment and the piece boundary.
+Case random_case(std::mt19937_64& random) {
+  static constexpr uint64_t kSizes[] = {1, 3, 16, 72, 127, 576, 1024, 1152, 4095, 4096, 8192, 8193, 16384, 65536 + 48};
+  const uint64_t align = uint64_t{1} << pick(random, 0, 4);
+  const auto pairs = static_cast<uint32_t>(pick(random, 1, 6));
+  const auto slots = static_cast<uint32_t>(pick(random, 1, 96));
+  Case made;
+  uint64_t src_at = kGuard, dst_at = kGuard;
+  for (uint32_t i = 0; i < pairs; ++i) {
+    RegionPair p{1, 2, src_at, dst_at, 0, 0, kSizes[pick(random, 0, std::size(kSizes) - 1)]};
+    const bool is_dense = pick(random, 0, 2) == 0;
+    const auto up = [&](uint64_t value) { return (value + align - 1) / align * align; };
+    p.src_stride = is_dense ? p.slot_bytes : up(p.slot_bytes + pick(random, 0, 200));
+    p.dst_stride = is_dense ? p.slot_bytes : up(p.slot_bytes + pick(random, 0, 200));
+    p.src_offset += pick(random, 0, 3) * align;
+    p.dst_offset += pick(random, 0, 3) * align;
+    src_at = p.src_offset + p.src_stride * slots + kGuard;
+    dst_at = p.dst_offset + p.dst_stride * slots + kGuard;
+    made.copy.pairs.push_back(p);
+    made.shape +=
+        " " + std::to_string(p.slot_bytes) + "/" + std::to_string(p.src_stride) + "/" + std::to_string(p.dst_stride);
+  }
+  made.src_bytes = src_at;
+  made.dst_bytes = dst_at;
+  // Source slots may repeat (a page sent twice); destination slots may not, or order would decide the outcome.
+  std::vector<uint32_t> starts;
+  for (uint32_t at = 0; at < slots;) {
+    const auto count = static_cast<uint32_t>(std::min<uint64_t>(pick(random, 1, 9), slots - at));
+    if (pick(random, 0, 3) != 0)
+      made.copy.runs.push_back({static_cast<uint32_t>(pick(random, 0, slots - count)), at, count});
+    at += count;
+  }
+  std::shuffle(made.copy.runs.begin(), made.copy.runs.end(), random);
+  made.copy.seal();
+  return made;
+}
+
+std::vector<std::byte> random_bytes(std::mt19937_64& random, uint64_t bytes) {
+  std::vector<std::byte> data((bytes + 7) / 8 * 8);
+  for (size_t i = 0; i < data.size(); i += 8) {
+    const uint64_t word = random();
+    std::memcpy(&data[i], &word, 8);
+  }
+  data.resize(bytes);
+  return data;
+}
+
+}  // namespace
+
+SelfTestResult selftest(uint64_t seed, uint32_t cases, const Mover& move) {
+  std::mt19937_64 random(seed);
+  SelfTestResult result;
+  for (; result.cases < cases && result.failure.empty(); ++result.cases) {
+    const Case made = random_case(random);
+    const std::vector<std::byte> src = random_bytes(random, made.src_bytes);
+    std::vector<std::byte> want = random_bytes(random, made.dst_bytes);  // every byte beside the slots is a guard
+    std::vector<std::byte> got = want;
+    move(made.copy, src, got, static_cast<unsigned>(pick(random, 1, 64)));
+    for (Cursor at; !at_end(made.copy, at);) {
+      const Extent e = next_extent(made.copy, at, UINT64_MAX);
+      std::memcpy(want.data() + e.dst_offset, src.data() + e.src_offset, e.bytes);
+    }
+    const auto differs = std::mismatch(got.begin(), got.end(), want.begin()).first;
+    if (differs != got.end())
+      result.failure = "case " + std::to_string(result.cases) + " of seed " + std::to_string(seed) + ": byte " +
+                       std::to_string(differs - got.begin()) +
+                       " of the destination differs; slot bytes/source stride/" +
+                       "destination stride of each pair:" + made.shape;
+    result.bytes += made.copy.bytes;
+  }
+  return result;
+}
+
+SelfTestResult device_selftest(int ordinal, uint64_t seed, uint32_t cases) {
+  const sys::CudaContext context(ordinal);
+  const sys::CudaScope scope(context);
+  DevicePagedCopy device(ordinal);
+  return selftest(seed, cases, [&](const PagedCopy& copy, auto src, auto dst, unsigned blocks) {
+    const sys::CudaMemory device_src(src), device_dst(dst);
+    const std::vector<uint64_t> from(copy.pairs.size(), device_src.get()), to(copy.pairs.size(), device_dst.get());
+    device.run(device_tables(copy, from, to), blocks);
+    device_dst.read(dst);
+  });
+}
+
+}  // namespace pdxfer::pack

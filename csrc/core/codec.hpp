@@ -13,7 +13,8 @@
 
 namespace pdxfer {
 
-static_assert(std::endian::native == std::endian::little, "the wire is little-endian; a big-endian port must swap here");
+static_assert(std::endian::native == std::endian::little,
+              "the wire is little-endian; a big-endian port must swap here");
 
 class Writer {
  public:

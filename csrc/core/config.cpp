@@ -47,15 +47,15 @@ uint32_t parse_count(std::string_view origin, std::string_view text) {
 
 struct Field {
   std::string_view name;
-  std::string Config::* text = nullptr;
-  uint32_t Config::* count = nullptr;
-  uint64_t Config::* bytes = nullptr;
+  std::string Config::*text = nullptr;
+  uint32_t Config::*count = nullptr;
+  uint64_t Config::*bytes = nullptr;
 };
 
 const std::array<Field, 15>& fields() {
-  static constexpr auto T = [](std::string_view n, std::string Config::* p) { return Field{n, p, nullptr, nullptr}; };
-  static constexpr auto N = [](std::string_view n, uint32_t Config::* p) { return Field{n, nullptr, p, nullptr}; };
-  static constexpr auto B = [](std::string_view n, uint64_t Config::* p) { return Field{n, nullptr, nullptr, p}; };
+  static constexpr auto T = [](std::string_view n, std::string Config::*p) { return Field{n, p, nullptr, nullptr}; };
+  static constexpr auto N = [](std::string_view n, uint32_t Config::*p) { return Field{n, nullptr, p, nullptr}; };
+  static constexpr auto B = [](std::string_view n, uint64_t Config::*p) { return Field{n, nullptr, nullptr, p}; };
   static constexpr std::array<Field, 15> kFields{
       T("host", &Config::host),
       N("port", &Config::port),
@@ -119,7 +119,8 @@ Config Config::from_environment() {
     if (known)
       config.set(field, text.substr(equals + 1), name);
     else
-      log(LogLevel::kWarning, std::string(name) + " is not a pdxfer setting and has no effect; see docs/configuration.md");
+      log(LogLevel::kWarning,
+          std::string(name) + " is not a pdxfer setting and has no effect; see docs/configuration.md");
   }
   config.validate();
   return config;

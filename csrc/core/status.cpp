@@ -7,13 +7,20 @@ namespace pdxfer {
 
 const char* code_name(Code code) noexcept {
   switch (code) {
-    case Code::kOk: return "ok";
-    case Code::kInvalid: return "invalid";
-    case Code::kUnavailable: return "unavailable";
-    case Code::kPeerLost: return "peer lost";
-    case Code::kTimeout: return "timeout";
-    case Code::kCancelled: return "cancelled";
-    case Code::kInternal: return "internal error";
+    case Code::kOk:
+      return "ok";
+    case Code::kInvalid:
+      return "invalid";
+    case Code::kUnavailable:
+      return "unavailable";
+    case Code::kPeerLost:
+      return "peer lost";
+    case Code::kTimeout:
+      return "timeout";
+    case Code::kCancelled:
+      return "cancelled";
+    case Code::kInternal:
+      return "internal error";
   }
   return "unknown code";
 }

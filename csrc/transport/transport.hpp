@@ -39,12 +39,12 @@ enum class Role : uint8_t { kConnect, kAccept };  // who called Engine::connect;
 
 // Everything one end needs to make its Peer. The engine fills it from the authenticated handshake.
 struct Link {
-  PeerId peer = kNoId;         // our number for the other engine
+  PeerId peer = kNoId;  // our number for the other engine
   Role role = Role::kConnect;
-  Bytes address;               // the other end's Transport::address()
-  std::string host_hint;       // the host under which the control connection reached it, for wildcard addresses
-  uint8_t token[16] = {};      // random, the same at both ends, fresh per handshake: names and guards sockets of this link
-  Deadline deadline{};         // connect returns or throws by then
+  Bytes address;           // the other end's Transport::address()
+  std::string host_hint;   // the host under which the control connection reached it, for wildcard addresses
+  uint8_t token[16] = {};  // random, the same at both ends, fresh per handshake: names and guards sockets of this link
+  Deadline deadline{};     // connect returns or throws by then
 };
 
 class Peer {

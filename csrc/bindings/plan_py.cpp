@@ -38,13 +38,13 @@ py::array integers(const py::object& object, const std::string& name) {
     throw py::type_error(name + " must be a one-dimensional integer array, not " +
                          std::string(py::str(py::type::of(object).attr("__name__"))));
   }
-  if (array.ndim() != 1)
-    throw Error(Code::kInvalid,
-                name + " has " + std::to_string(array.ndim()) + " dimensions: pass one, page numbers in order");
   const char kind = array.dtype().kind();
   if (kind != 'i' && kind != 'u' && array.size() != 0)  // an empty list is float64 to NumPy
     throw py::type_error(name + " has dtype " + std::string(py::str(array.dtype())) +
                          ": pass integers (int32 is taken without a copy)");
+  if (array.ndim() != 1)
+    throw Error(Code::kInvalid,
+                name + " has " + std::to_string(array.ndim()) + " dimensions: pass one, page numbers in order");
   return array;
 }
 

@@ -39,38 +39,44 @@ void Acceptor::join(bool all) {
   });
 }
 
+void Acceptor::start_handshake(sys::UniqueFd socket) {
+  Handshake& handshake = handshakes_.emplace_back();
+  handshake.thread = std::thread([this, &handshake, fd = socket.release()] {
+    sys::UniqueFd owned(fd);
+    try {
+      const std::string who = sys::remote_address(owned.get()).to_string();
+      welcome_(FrameLink(std::move(owned), who), std::chrono::steady_clock::now() + timeout_);
+    } catch (const std::exception& error) {
+      log(LogLevel::kWarning, std::string("a connection came to nothing: ") + error.what());
+    }
+    handshake.finished.store(true);
+    poller_.wake();
+  });
+}
+
 void Acceptor::run() {
   std::array<sys::Poller::Event, 4> events;
+  bool listening = true;
   while (!stopping_.load()) {
     poller_.wait(events, 250);
     join(false);
-    while (!stopping_.load()) {
+    // With every place taken, newcomers wait in the kernel's backlog; each place is free again within the time-out.
+    while (!stopping_.load() && handshakes_.size() < kMaxHandshakes) {
       sys::UniqueFd socket(::accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-      if (!socket) {
-        if (errno == EMFILE || errno == ENFILE) {
-          log(LogLevel::kError,
-              "cannot accept a peer: " + errno_name(errno) + "; raise the limit of open files (ulimit -n)");
-          std::this_thread::sleep_for(std::chrono::milliseconds(100));
-        }
+      if (socket) {
+        start_handshake(std::move(socket));
+      } else if (errno == EMFILE || errno == ENFILE) {
+        log(LogLevel::kError,
+            "cannot accept a peer: " + errno_name(errno) + "; raise the limit of open files (ulimit -n)");
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        break;
+      } else {
         break;
       }
-      if (handshakes_.size() >= kMaxHandshakes) {
-        log(LogLevel::kWarning,
-            "refused a connection: " + std::to_string(kMaxHandshakes) + " handshakes are under way");
-        continue;
-      }
-      Handshake& handshake = handshakes_.emplace_back();
-      handshake.thread = std::thread([this, &handshake, fd = socket.release()] {
-        sys::UniqueFd owned(fd);
-        try {
-          const std::string who = sys::remote_address(owned.get()).to_string();
-          welcome_(FrameLink(std::move(owned), who), std::chrono::steady_clock::now() + timeout_);
-        } catch (const std::exception& error) {
-          log(LogLevel::kWarning, std::string("a connection came to nothing: ") + error.what());
-        }
-        handshake.finished.store(true);
-        poller_.wake();
-      });
+    }
+    if (const bool room = handshakes_.size() < kMaxHandshakes; room != listening) {
+      listening = room;
+      poller_.modify(socket_.get(), room ? EPOLLIN : 0u, this);
     }
   }
   socket_.reset();

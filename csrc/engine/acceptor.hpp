@@ -34,6 +34,7 @@ class Acceptor {
   };
 
   void run();
+  void start_handshake(sys::UniqueFd socket);
   void join(bool all);
 
   sys::UniqueFd socket_;

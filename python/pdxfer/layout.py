@@ -170,7 +170,7 @@ def make_plan(*args: Any, parts: Sequence[Part] | None = None, allow_duplicates:
     """
     if parts is not None:
         if args or allow_duplicates:
-            raise TypeError("make_plan takes either parts=[...] or layouts and pages; flags of a part go into its tuple")
+            raise TypeError("make_plan takes parts=[...] or layouts and pages; the flags of a part go into its tuple")
         return _core.make_plan([(p[0], p[1], p[2], p[3] if len(p) > 3 else False) for p in parts])
     if len(args) == 4:
         src, dst, src_pages, dst_pages = args

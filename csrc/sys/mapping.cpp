@@ -1,0 +1,52 @@
+// memfd and mmap with errors that say what was asked. See mapping.hpp.
+#include "sys/mapping.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <string>
+
+#include "core/status.hpp"
+
+namespace pdxfer::sys {
+namespace {
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
+[[noreturn]] void fail(const std::string& what, int error) {
+  std::string text = what + ": " + errno_name(error);
+  if (error == EMFILE) text += "; raise the limit of open files (ulimit -n)";
+  if (error == ENOMEM) text += "; memory or vm.max_map_count is exhausted";
+  throw Error(Code::kUnavailable, text, error);
+}
+
+}  // namespace
+
+UniqueFd make_memfd(const char* name, uint64_t bytes) {
+  constexpr unsigned kFlags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+  UniqueFd fd(::memfd_create(name, kFlags | MFD_NOEXEC_SEAL));
+  if (!fd && errno == EINVAL) fd = UniqueFd(::memfd_create(name, kFlags));  // before Linux 6.3
+  const std::string what = "shared memory of " + std::to_string(bytes) + " bytes";
+  if (!fd) fail(what + ": memfd_create", errno);
+  if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) fail(what + ": ftruncate", errno);
+  if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    fail(what + ": F_ADD_SEALS", errno);
+  return fd;
+}
+
+Mapping map_shared(int fd, uint64_t offset, uint64_t bytes) {
+  void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(offset));
+  if (at == MAP_FAILED) fail("mapping " + std::to_string(bytes) + " shared bytes", errno);
+  return Mapping(static_cast<std::byte*>(at), bytes);
+}
+
+Mapping reserve_addresses(uint64_t bytes) {
+  void* at = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) fail("reserving " + std::to_string(bytes) + " bytes of addresses", errno);
+  return Mapping(static_cast<std::byte*>(at), bytes);
+}
+
+}  // namespace pdxfer::sys

@@ -1,0 +1,51 @@
+// Mapping: the one owner of a range of mmapped addresses; make_memfd: anonymous shared memory with a fixed size.
+// Used by shm's set-up; any thread, one at a time per object.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "sys/fd.hpp"
+
+namespace pdxfer::sys {
+
+class Mapping {
+ public:
+  Mapping() noexcept = default;
+  Mapping(std::byte* data, uint64_t bytes) noexcept : data_(data), bytes_(bytes) {}
+  Mapping(Mapping&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  Mapping& operator=(Mapping&& other) noexcept {
+    if (this != &other) {
+      reset();
+      data_ = std::exchange(other.data_, nullptr);
+      bytes_ = other.bytes_;
+    }
+    return *this;
+  }
+  ~Mapping() { reset(); }
+
+  std::byte* data() const noexcept { return data_; }
+  uint64_t bytes() const noexcept { return data_ ? bytes_ : 0; }
+  explicit operator bool() const noexcept { return data_ != nullptr; }
+  void reset() noexcept {
+    if (data_) ::munmap(data_, bytes_);
+    data_ = nullptr;
+  }
+
+ private:
+  std::byte* data_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+// A memfd of exactly `bytes`, sealed so that no holder can change its size: whoever maps it after checking the size
+// never meets SIGBUS. Throws Error(kUnavailable) with the errno.
+UniqueFd make_memfd(const char* name, uint64_t bytes);
+// Throws Error(kUnavailable). `offset` is page aligned.
+Mapping map_shared(int fd, uint64_t offset, uint64_t bytes);
+// Addresses without memory behind them, to be covered piece by piece. Throws Error(kUnavailable).
+Mapping reserve_addresses(uint64_t bytes);
+
+}  // namespace pdxfer::sys

@@ -1,0 +1,164 @@
+// The five steps of set-up: token, hello, probe, verdict, rings. Each end sends a step and then reads the other's, so
+// neither waits for the other to begin. See shm_handshake.hpp.
+#include "transport/shm/shm_handshake.hpp"
+
+#include <sys/random.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+namespace pdxfer::transport::shm {
+namespace {
+
+constexpr int32_t kNotTried = -1;
+
+std::array<uint64_t, 2> random_pair() {
+  std::array<uint64_t, 2> value{};
+  if (::getrandom(value.data(), sizeof value, 0) != static_cast<ssize_t>(sizeof value))
+    throw Error(Code::kUnavailable, "getrandom: " + errno_name(errno), errno);
+  return value;
+}
+
+// The cookie goes with it: a peer that is late finds nothing to write to.
+class ProbeTarget {
+ public:
+  ProbeTarget() : area_(std::make_unique<ProbeArea>()) { area_->cookie = random_pair(); }
+  ProbeTarget(const ProbeTarget&) = delete;
+  ProbeTarget& operator=(const ProbeTarget&) = delete;
+  ~ProbeTarget() {
+    for (volatile uint64_t& word : area_->cookie) word = 0;
+  }
+  uint64_t address() const { return reinterpret_cast<uint64_t>(area_.get()); }
+  const std::array<uint64_t, 2>& cookie() const { return area_->cookie; }
+  bool holds(const std::array<uint64_t, 2>& nonce) const {
+    for (size_t i = 0; i < nonce.size(); ++i)
+      if (static_cast<const volatile uint64_t&>(area_->nonce[i]) != nonce[i]) return false;
+    return true;
+  }
+
+ private:
+  std::unique_ptr<ProbeArea> area_;
+};
+
+class Conversation {
+ public:
+  Conversation(int socket, Deadline deadline) : socket_(socket), deadline_(deadline) {}
+
+  void say(Type type, int32_t code, ByteView body, std::span<const int> fds = {}) {
+    Header header;
+    header.type = type;
+    header.code = code;
+    const iovec parts[] = {{&header, sizeof header}, {const_cast<std::byte*>(body.data()), body.size()}};
+    if (const int error = sys::send_message(socket_, parts, fds); error != 0)
+      throw Error(Code::kUnavailable, "shm: set-up message to the peer: " + errno_name(error), error);
+  }
+
+  // The peer's message of this type; its body stays valid until the next call.
+  ByteView hear(Type type, int32_t& code, std::vector<sys::UniqueFd>* fds = nullptr) {
+    sys::wait_readable(socket_, deadline_, "shm: waiting for the peer's set-up");
+    buffer_.resize(4096);
+    const int64_t n = sys::recv_message(socket_, buffer_, fds);
+    if (n <= 0)
+      throw Error(Code::kUnavailable,
+                  n == 0 ? std::string("shm: the peer gave up during set-up; its log says why")
+                         : "shm: set-up message from the peer: " + errno_name(static_cast<int>(-n)),
+                  static_cast<int32_t>(-n));
+    Header header;
+    if (n < static_cast<int64_t>(sizeof header)) throw Error(Code::kUnavailable, "shm: the peer's set-up is malformed");
+    std::memcpy(&header, buffer_.data(), sizeof header);
+    if (header.type != type) throw Error(Code::kUnavailable, "shm: the peer's set-up is out of order");
+    code = header.code;
+    return ByteView(buffer_).subspan(sizeof header, static_cast<size_t>(n) - sizeof header);
+  }
+
+ private:
+  int socket_;
+  Deadline deadline_;
+  Bytes buffer_;
+};
+
+struct Hello {
+  uint64_t probe = 0;
+  std::array<uint64_t, 2> cookie{};
+  std::string path;
+
+  Bytes encode() const {
+    return Writer().integer(kVersion).integer(probe).integer(cookie[0]).integer(cookie[1]).text(path).take();
+  }
+  static Hello decode(ByteView body) {
+    Reader reader(body);
+    Hello hello;
+    const auto version = reader.integer<uint32_t>();
+    hello.probe = reader.integer<uint64_t>();
+    hello.cookie = {reader.integer<uint64_t>(), reader.integer<uint64_t>()};
+    hello.path = reader.text();
+    if (!reader.ok() || version != kVersion) throw Error(Code::kUnavailable, "shm: the peer's hello is malformed");
+    return hello;
+  }
+};
+
+sys::UniqueFd open_socket(const Address& here, sys::TokenListener& listener, const transport::Link& link) {
+  const Address there = Address::decode(link.address);
+  here.require_reachable(there);
+  sys::Token token;
+  std::memcpy(token.data(), link.token, token.size());
+  if (link.role == Role::kConnect) {
+    sys::UniqueFd socket = sys::connect_seqpacket(there.name, link.deadline);
+    auto preamble = sys::encode_preamble(token, 0);
+    const iovec part{preamble.data(), preamble.size()};
+    if (const int error = sys::send_message(socket.get(), {&part, 1}); error != 0)
+      throw Error(Code::kUnavailable, "shm: greeting the peer: " + errno_name(error), error);
+    return socket;
+  }
+  listener.expect(token, 1);
+  try {
+    sys::UniqueFd socket = listener.take(token, 0, link.deadline);
+    listener.forget(token);
+    return socket;
+  } catch (...) {
+    listener.forget(token);
+    throw;
+  }
+}
+
+// Which of the two ends' memory can be written with cross-memory attach: this end's probe of the other, told by it.
+int32_t probe(Conversation& talk, int process, const Hello& there, const ProbeTarget& target, bool wanted) {
+  const std::array<uint64_t, 2> nonce = random_pair();
+  const int32_t tried = wanted ? probe_process(process, there.probe, there.cookie, nonce) : kNotTried;
+  talk.say(Type::kProbe, tried, Writer().integer(nonce[0]).integer(nonce[1]).take());
+  int32_t theirs = 0;
+  Reader reader(talk.hear(Type::kProbe, theirs));
+  const std::array<uint64_t, 2> their_nonce{reader.integer<uint64_t>(), reader.integer<uint64_t>()};
+  talk.say(Type::kVerdict, theirs == 0 && !target.holds(their_nonce) ? EBADMSG : theirs, {});
+  int32_t verdict = 0;
+  talk.hear(Type::kVerdict, verdict);
+  return verdict;
+}
+
+}  // namespace
+
+Connection make_connection(const Context& context, const Address& here, sys::TokenListener& listener,
+                           const transport::Link& link) {
+  Connection made;
+  made.socket = open_socket(here, listener, link);
+  made.process = sys::peer_process(made.socket.get());
+  Conversation talk(made.socket.get(), link.deadline);
+  const ProbeTarget target;
+  talk.say(Type::kHello, 0, Hello{target.address(), target.cookie(), context.shm_path}.encode());
+  int32_t code = 0;
+  const Hello there = Hello::decode(talk.hear(Type::kHello, code));
+  const bool wanted = context.shm_path == "auto" || context.shm_path == "cma";
+  const int32_t outcome = probe(talk, made.process, there, target, wanted);
+  if (outcome == 0) {
+    made.cma.emplace(made.process);
+  } else {
+    made.why_not_cma = outcome == kNotTried ? "shm_path=" + context.shm_path : explain_probe(outcome);
+    if (context.shm_path == "cma")
+      throw Error(Code::kUnavailable, "shm: shm_path=cma, but " + made.why_not_cma, outcome);
+  }
+  return made;
+}
+
+}  // namespace pdxfer::transport::shm

@@ -1,0 +1,311 @@
+// The cold half of ShmLink: regions, messages, loss. See shm_link.hpp for who calls what.
+#include "transport/shm/shm_link.hpp"
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "core/log.hpp"
+
+namespace pdxfer::transport::shm {
+namespace {
+
+constexpr size_t kMaxLetters = 1 << 16;  // unsent answers after which the other end counts as hung
+
+void* poller_name(uint64_t number, bool process) {
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(number * 2 + (process ? 1 : 0)));
+}
+
+}  // namespace
+
+ShmLink::ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection)
+    : core_(std::move(core)), peer_(peer), connection_(std::move(connection)) {
+  inbox_.resize(sizeof(Header) + std::max<uint64_t>(core_->context.limits.max_tail_bytes, 1 << 16));
+}
+
+void ShmLink::start(std::shared_ptr<ShmLink> self) {
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    number_ = core_->next_link++;
+    core_->links.emplace(number_, std::move(self));
+  }
+  core_->poller.add(connection_.socket.get(), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, poller_name(number_, false));
+  // The socket may outlive its process in a forked child; the process's own end is always told.
+  if (connection_.cma && connection_.cma->exit_fd() >= 0)
+    core_->poller.add(connection_.cma->exit_fd(), EPOLLIN, poller_name(number_, true));
+}
+
+void ShmLink::stop() noexcept {
+  core_->poller.remove(connection_.socket.get());
+  if (connection_.cma && connection_.cma->exit_fd() >= 0) core_->poller.remove(connection_.cma->exit_fd());
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    core_->links.erase(number_);
+  }
+  const std::lock_guard lock(mutex_);
+  lose({Code::kPeerLost, 0, "this end closed"});
+}
+
+// Every outstanding batch is answered, once, and nothing more is sent or received.
+void ShmLink::lose(Status why) {
+  if (!lost_.ok()) return;
+  lost_ = why;
+  ::shutdown(connection_.socket.get(), SHUT_RDWR);
+  for (auto& [id, batch] : batches_) finish(id, batch, lost_);
+  outbox_.clear();
+  asked_back_.clear();
+  changed_.notify_all();
+  core_->wake();
+}
+
+// --- messages
+// ---------------------------------------------------------------------------------------------------------
+
+void ShmLink::post(const Header& header, ByteView body, std::vector<std::shared_ptr<const sys::SharedFile>> files) {
+  if (!lost_.ok()) return;
+  outbox_.push_back({header, Bytes(body.begin(), body.end()), std::move(files)});
+  if (outbox_.size() > kMaxLetters) return lose({Code::kPeerLost, 0, "the peer does not read its messages"});
+  flush();
+}
+
+void ShmLink::flush() {
+  while (!outbox_.empty() && lost_.ok()) {
+    Letter& letter = outbox_.front();
+    std::vector<int> fds;
+    for (const auto& file : letter.files) fds.push_back(file->fd.get());
+    const iovec parts[] = {{&letter.header, sizeof letter.header}, {letter.body.data(), letter.body.size()}};
+    const int error = sys::send_message(connection_.socket.get(), parts, fds);
+    if (error == EAGAIN || error == ENOBUFS) return;  // the next EPOLLOUT tries again
+    if (error == ETOOMANYREFS || error == EMFILE) {
+      letter.files.clear();
+      letter.body.clear();
+      letter.header.code = static_cast<int32_t>(Code::kUnavailable);
+      letter.header.native = error;
+      continue;
+    }
+    if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"});
+    outbox_.pop_front();
+  }
+}
+
+void ShmLink::receive() {
+  for (;;) {
+    std::vector<sys::UniqueFd> fds;
+    const int64_t n = sys::recv_message(connection_.socket.get(), inbox_, &fds);
+    const std::lock_guard lock(mutex_);
+    if (n == -EAGAIN) return flush(), core_->wake();  // there may be room again for what notify could not send
+    if (n == -EMFILE) {
+      // A region's descriptors did not fit in this process: which region's is not known, so all that wait go without.
+      for (auto& [id, import] : imports_)
+        if (import.waiting) go_without(import, "no free descriptor for the peer's memory (ulimit -n)");
+      continue;
+    }
+    if (n <= 0) return lose({Code::kPeerLost, static_cast<int32_t>(-n), n == 0 ? "the other end closed" : "recvmsg"});
+    Header header;
+    if (n < static_cast<int64_t>(sizeof header)) return lose({Code::kPeerLost, 0, "malformed message"});
+    std::memcpy(&header, inbox_.data(), sizeof header);
+    handle(header, ByteView(inbox_).subspan(sizeof header, static_cast<size_t>(n) - sizeof header), fds);
+    if (!lost_.ok()) return;
+  }
+}
+
+void ShmLink::process_exited() {
+  receive();  // what it said before
+  const std::lock_guard lock(mutex_);
+  lose({Code::kPeerLost, ESRCH, "the peer's process ended"});
+}
+
+void ShmLink::handle(const Header& header, ByteView body, const std::vector<sys::UniqueFd>& fds) {
+  switch (header.type) {
+    case Type::kWant:
+      return handle_want(header.region);
+    case Type::kSegments:
+      return handle_segments(header, body, fds);
+    case Type::kRevoke:
+      if (copying_)
+        give_back_later_.push_back(header.region);
+      else
+        give_back(header.region);
+      return;
+    case Type::kRevoked:
+      asked_back_.erase(header.region);
+      changed_.notify_all();
+      return;
+    case Type::kEnd:
+      return handle_end(header, body);
+    case Type::kAck: {
+      const auto found = batches_.find(header.batch);
+      if (found != batches_.end() && found->second.ended)
+        finish(header.batch, found->second, {static_cast<Code>(header.code), header.native, "the receiving end"});
+      return;
+    }
+    default:
+      return lose({Code::kPeerLost, 0, "message of an unknown kind"});
+  }
+}
+
+void ShmLink::handle_end(const Header& header, ByteView tail) {
+  if (header.tagged) {
+    Completion arrived;
+    arrived.kind = Completion::Kind::kArrived;
+    arrived.peer = peer_;
+    arrived.batch = header.batch;
+    arrived.tag = header.tag;
+    arrived.tail.assign(tail.begin(), tail.end());
+    complete(std::move(arrived));
+  }
+  Header ack;
+  ack.type = Type::kAck;
+  ack.batch = header.batch;
+  post(ack);
+}
+
+// --- regions
+// ----------------------------------------------------------------------------------------------------------
+
+Way ShmLink::second_best() const noexcept { return connection_.cma ? Way::kCma : Way::kStaging; }
+
+void ShmLink::go_without(Import& import, std::string reason) {
+  import.waiting = false;
+  import.reason = std::move(reason);
+  import.way = second_best();
+  if (import.way == Way::kStaging) import.refused = {Code::kUnavailable, 0, "shm cannot map this region of the peer"};
+  ++import_generation_;
+  core_->wake();
+}
+
+void ShmLink::import(const Region& region, const Key& key) {
+  const std::string& path = core_->context.shm_path;
+  const std::lock_guard lock(mutex_);
+  if (gone_.erase(region.id) > 0)
+    throw Error(Code::kInvalid, "shm: the peer has deregistered region " + std::to_string(region.id));
+  Import import;
+  import.region = region;
+  if (key.mappable && (path == "auto" || path == "map")) {
+    import.way = Way::kMap;
+    import.waiting = true;
+    Header want;
+    want.type = Type::kWant;
+    want.region = region.id;
+    post(want);
+  } else {
+    import.way = second_best();
+    import.reason = key.mappable ? "shm_path=" + path : key.refusal;
+    if (path == "map" || import.way == Way::kStaging)
+      throw Error(Code::kUnavailable, "shm: region " + std::to_string(region.id) + " of the peer cannot be mapped (" +
+                                          import.reason + ") and " + connection_.why_not_cma);
+  }
+  imports_.insert_or_assign(region.id, std::move(import));
+  ++import_generation_;
+}
+
+void ShmLink::forget(RegionId region) {
+  Import old;  // unmapped after the lock is released
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !copying_; });
+  gone_.erase(region);
+  const auto found = imports_.find(region);
+  if (found == imports_.end()) return;
+  old = std::move(found->second);
+  imports_.erase(found);
+  ++import_generation_;
+}
+
+// The owner wants it back, and no copy is running.
+void ShmLink::give_back(RegionId region) {
+  if (imports_.erase(region) > 0)
+    ++import_generation_;
+  else
+    gone_.insert(region);
+  Header done;
+  done.type = Type::kRevoked;
+  done.region = region;
+  post(done);
+}
+
+void ShmLink::handle_want(RegionId region) {
+  Header answer;
+  answer.type = Type::kSegments;
+  answer.region = region;
+  Bytes body;
+  std::vector<std::shared_ptr<const sys::SharedFile>> files;
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    const auto found = core_->regions.find(region);
+    if (found == core_->regions.end() || found->second.segments.empty())
+      answer.code = static_cast<int32_t>(Code::kInvalid);
+    else
+      body = encode_segments(found->second.buffer, found->second.segments, files);
+  }
+  post(answer, body, std::move(files));
+}
+
+void ShmLink::handle_segments(const Header& header, ByteView body, const std::vector<sys::UniqueFd>& fds) {
+  const auto found = imports_.find(header.region);
+  if (found == imports_.end() || !found->second.waiting) return;
+  Import& import = found->second;
+  if (header.code != 0)
+    return go_without(import, header.native != 0 ? "handing it over: " + errno_name(header.native)
+                                                 : std::string("its owner has it no more"));
+  try {
+    import.mapped = map_segments(body, fds, import.region.buffer.bytes);
+    import.waiting = false;
+    ++import_generation_;
+    core_->wake();
+  } catch (const Error& e) {
+    go_without(import, e.what());
+  }
+}
+
+void ShmLink::ask_back(RegionId region) {
+  const std::lock_guard lock(mutex_);
+  if (!lost_.ok()) return;
+  asked_back_.insert(region);
+  Header revoke;
+  revoke.type = Type::kRevoke;
+  revoke.region = region;
+  post(revoke);
+}
+
+void ShmLink::wait_back(RegionId region, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  if (changed_.wait_until(lock, deadline, [&] { return !asked_back_.contains(region); })) return;
+  log(LogLevel::kWarning, "shm: peer " + std::to_string(peer_) + " did not give back region " + std::to_string(region) +
+                              " in time; its link is closed");
+  lose({Code::kPeerLost, ETIMEDOUT, "the peer did not give back a region"});
+}
+
+void ShmLink::wait_for_copy() {
+  std::unique_lock lock(mutex_);
+  const uint64_t now = copies_done_;
+  changed_.wait(lock, [&] { return !copying_ || copies_done_ != now; });
+}
+
+std::string ShmLink::describe() const {
+  const std::lock_guard lock(mutex_);
+  static constexpr const char* kNames[] = {"mapped", "cma", "staged"};
+  std::string text;
+  std::string reason;
+  for (size_t way = 0; way < std::size(kNames); ++way) {
+    size_t count = 0;
+    uint64_t bytes = 0;
+    for (const auto& [id, import] : imports_) {
+      if (import.way != static_cast<Way>(way)) continue;
+      ++count;
+      bytes += import.region.buffer.bytes;
+      if (!import.reason.empty()) reason = import.reason;
+    }
+    if (count == 0) continue;
+    text += (text.empty() ? "" : ", ") + std::string(kNames[way]) + ": " + std::to_string(count) + " regions, " +
+            std::to_string(bytes >> 20) + " MiB";
+  }
+  if (text.empty()) text = "no regions";
+  if (!reason.empty()) text += " (not mapped: " + reason + ")";
+  if (!connection_.cma) text += " (no cma: " + connection_.why_not_cma + ")";
+  if (!lost_.ok()) text += "; lost: " + lost_.to_string();
+  return text;
+}
+
+}  // namespace pdxfer::transport::shm

@@ -1,0 +1,195 @@
+// Set-up of shm: registration, the listener, the poll thread. See shm_transport.hpp.
+#include "transport/shm/shm_transport.hpp"
+
+#include <pthread.h>
+#include <sys/random.h>
+
+#include <array>
+#include <atomic>
+#include <string>
+#include <thread>
+
+#include "core/log.hpp"
+#include "transport/shm/shm_link.hpp"
+
+namespace pdxfer::transport {
+namespace shm {
+namespace {
+
+std::string random_name() {
+  std::array<uint8_t, 16> raw{};
+  if (::getrandom(raw.data(), raw.size(), 0) != static_cast<ssize_t>(raw.size()))
+    throw Error(Code::kUnavailable, "getrandom failed");
+  std::string name = "pdxfer-";
+  for (const uint8_t byte : raw) {
+    name += "0123456789abcdef"[byte >> 4];
+    name += "0123456789abcdef"[byte & 15];
+  }
+  return name;
+}
+
+// The handle the engine owns; the link itself may live a moment longer, in the poll thread's hands.
+class ShmPeer final : public Peer {
+ public:
+  explicit ShmPeer(std::shared_ptr<ShmLink> link) : link_(std::move(link)) { link_->start(link_); }
+  ~ShmPeer() override { link_->stop(); }
+
+  void import_region(const Region& region, ByteView key) override { link_->import(region, Key::decode(key)); }
+  void forget_region(RegionId region) override { link_->forget(region); }
+  Status submit(BatchId batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) override {
+    return link_->submit(batch, plan, copy_index, cursor);
+  }
+  bool notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail) override {
+    return link_->notify(batch, tag, tail);
+  }
+  void cancel(BatchId batch) override { link_->cancel(batch); }
+  Status lost() const override { return link_->lost(); }
+  std::string describe() const override { return link_->describe(); }
+
+ private:
+  std::shared_ptr<ShmLink> link_;
+};
+
+class ShmTransport final : public Transport {
+ public:
+  explicit ShmTransport(Context context)
+      : core_(std::make_shared<Core>(std::move(context))),
+        address_(Address::here(random_name())),
+        listener_(sys::listen_seqpacket(address_.name), "pdx-shm-listen"),
+        thread_([this] { run(); }) {}
+
+  ~ShmTransport() override {
+    stopping_ = true;
+    core_->poller.wake();
+    thread_.join();
+    sys::release_vanished();
+  }
+
+  const char* name() const override { return "shm"; }
+  Bytes address() override { return address_.encode(); }
+  Bytes register_memory(const Region& region) override;
+  void deregister_memory(RegionId region) override;
+  std::unique_ptr<Peer> connect(const transport::Link& link) override {
+    auto connection = make_connection(core_->context, address_, listener_, link);
+    return std::make_unique<ShmPeer>(std::make_shared<ShmLink>(core_, link.peer, std::move(connection)));
+  }
+  size_t poll(std::span<Completion> out) override;
+
+ private:
+  void run() noexcept;
+  void dispatch(const sys::Poller::Event& event);
+
+  const std::shared_ptr<Core> core_;
+  const Address address_;
+  sys::TokenListener listener_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> watch_freed_{false};  // memory was deregistered that the program may free any time
+  std::thread thread_;
+};
+
+Bytes ShmTransport::register_memory(const Region& region) {
+  const std::string what = "shm: registering region " + std::to_string(region.id) + ": ";
+  const Buffer& buffer = region.buffer;
+  if (region.id == kNoId || buffer.data == nullptr || buffer.bytes == 0)
+    throw Error(Code::kInvalid, what + "it is empty");
+  if (buffer.device != kHost)
+    throw Error(Code::kUnavailable, what + "it is device memory, and shm moves host memory only");
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    if (core_->regions.contains(region.id)) throw Error(Code::kInvalid, what + "the id is taken");
+  }
+  const std::string& path = core_->context.shm_path;
+  sys::SharedView view;
+  if (path == "auto" || path == "map")
+    view = sys::share_memory(buffer.data, buffer.bytes, path == "map" ? sys::Adopt::kAlways : sys::Adopt::kWhenSafe);
+  else
+    view.refusal = "shm_path=" + path + " at its owner";
+  if (!view.segments.empty()) view.refusal = why_not_exportable(view.segments);
+  if (!view.refusal.empty()) {
+    view.segments.clear();
+    if (path == "map")
+      throw Error(Code::kUnavailable, what + "shm_path=map, but the memory cannot be shared: " + view.refusal);
+  }
+  const Key key{view.refusal.empty(), view.refusal.substr(0, 1024)};
+  const std::lock_guard lock(core_->regions_mutex);
+  if (!core_->regions.emplace(region.id, LocalRegion{buffer, std::move(view.segments)}).second)
+    throw Error(Code::kInvalid, what + "the id is taken");
+  core_->generation.fetch_add(1, std::memory_order_acq_rel);
+  return key.encode();
+}
+
+void ShmTransport::deregister_memory(RegionId region) {
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    if (core_->regions.erase(region) == 0)
+      throw Error(Code::kInvalid, "shm: deregistering region " + std::to_string(region) + ": no such region");
+    core_->generation.fetch_add(1, std::memory_order_acq_rel);
+  }
+  std::vector<std::shared_ptr<ShmLink>> links;
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    for (const auto& [number, link] : core_->links) links.push_back(link);
+  }
+  for (const auto& link : links) link->ask_back(region);
+  const Deadline deadline = Clock::now() + std::chrono::milliseconds(core_->context.limits.peer_timeout_ms);
+  for (const auto& link : links) {
+    link->wait_for_copy();
+    link->wait_back(region, deadline);
+  }
+  watch_freed_ = true;
+  core_->poller.wake();
+}
+
+size_t ShmTransport::poll(std::span<Completion> out) {
+  const std::lock_guard lock(core_->links_mutex);
+  size_t n = 0;
+  for (const auto& [number, link] : core_->links) {
+    if (n == out.size()) break;
+    n += link->take(out.subspan(n));
+  }
+  return n;
+}
+
+void ShmTransport::dispatch(const sys::Poller::Event& event) {
+  const auto name = reinterpret_cast<uintptr_t>(event.what);
+  std::shared_ptr<ShmLink> link;
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    const auto found = core_->links.find(name / 2);
+    if (found == core_->links.end()) return;  // stopped meanwhile
+    link = found->second;
+  }
+  if (name % 2 == 0)
+    link->receive();
+  else
+    link->process_exited();
+}
+
+void ShmTransport::run() noexcept {
+  ::pthread_setname_np(::pthread_self(), "pdx-shm-poll");
+  std::array<sys::Poller::Event, 32> events;
+  while (!stopping_) {
+    const size_t n = core_->poller.wait(events, watch_freed_ ? 1000 : -1);
+    for (size_t i = 0; i < n; ++i) {
+      try {
+        dispatch(events[i]);
+      } catch (const std::exception& e) {
+        log(LogLevel::kError, std::string("shm: message dropped: ") + e.what());
+      }
+    }
+    if (n == 0 && watch_freed_) watch_freed_ = sys::release_vanished() > 0;
+  }
+}
+
+}  // namespace
+}  // namespace shm
+
+std::unique_ptr<Transport> make_shm(Context context) {
+  if (!context.copy) throw Error(Code::kInvalid, "shm: no copy function in its context");
+  if (context.shm_path.empty()) context.shm_path = "auto";
+  for (const char* path : {"auto", "map", "cma", "staging"})
+    if (context.shm_path == path) return std::make_unique<shm::ShmTransport>(std::move(context));
+  throw Error(Code::kInvalid, "shm_path is '" + context.shm_path + "': use auto, map, cma or staging");
+}
+
+}  // namespace pdxfer::transport

@@ -1,0 +1,216 @@
+// The host copy and the cursor beneath it: every byte exactly once whatever the budgets, sizes, alignments, threads.
+#include <dirent.h>
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "core/paged_copy.hpp"
+#include "pack/paged_copy_host.hpp"
+#include "pack/stream_copy.hpp"
+
+using namespace pdxfer;
+using pack::HostCopier;
+
+namespace {
+
+// Source and destination memory for a copy, and what the destination must hold afterwards.
+struct Bench {
+  PagedCopy copy;
+  std::vector<std::byte> src, dst, want;
+  std::vector<std::byte*> src_base, dst_base;
+
+  void fill(size_t bytes, std::mt19937& random) {
+    src.resize(bytes);
+    for (std::byte& b : src) b = static_cast<std::byte>(random());
+    dst.assign(bytes, std::byte{0xEE});
+    copy.seal();
+    src_base.assign(copy.pairs.size(), src.data());
+    dst_base.assign(copy.pairs.size(), dst.data());
+    REQUIRE(check_range(copy, Side::kSrc, [&](RegionId) { return bytes; }).ok());
+    REQUIRE(check_range(copy, Side::kDst, [&](RegionId) { return bytes; }).ok());
+    want = dst;
+    for (const RegionPair& p : copy.pairs)
+      for (const Run& r : copy.runs)
+        for (uint64_t k = 0; k < r.count; ++k)
+          std::copy_n(src.begin() + static_cast<ptrdiff_t>(p.src_offset + (r.src_slot + k) * p.src_stride),
+                      p.slot_bytes,
+                      want.begin() + static_cast<ptrdiff_t>(p.dst_offset + (r.dst_slot + k) * p.dst_stride));
+  }
+};
+
+// `pairs` buffers of `slots` slots, random runs, no destination twice; strided when `gap` is not 0.
+Bench make_bench(std::mt19937& random, size_t pairs, uint32_t slots, uint64_t slot_bytes, uint64_t gap) {
+  Bench bench;
+  uint64_t at = random() % 64;
+  for (uint32_t i = 0; i < pairs; ++i) {
+    bench.copy.pairs.push_back({1, 1, at, at, slot_bytes + gap, slot_bytes + 2 * gap, slot_bytes});
+    at += slots * (slot_bytes + 2 * gap) + random() % 100;
+  }
+  for (uint32_t d = 0; d < slots;) {
+    const uint32_t count = std::min<uint32_t>(slots - d, 1 + random() % 5);
+    bench.copy.runs.push_back({static_cast<uint32_t>(random() % (slots - count + 1)), d, count});
+    d += count + random() % 3;
+  }
+  std::shuffle(bench.copy.runs.begin(), bench.copy.runs.end(), random);
+  bench.fill(at, random);
+  return bench;
+}
+
+size_t named_threads(const std::string& prefix) {
+  size_t count = 0;
+  DIR* dir = opendir("/proc/self/task");
+  REQUIRE(dir != nullptr);
+  while (const dirent* entry = readdir(dir)) {
+    std::ifstream file("/proc/self/task/" + std::string(entry->d_name) + "/comm");
+    std::string name;
+    if (std::getline(file, name) && name.starts_with(prefix)) ++count;
+  }
+  closedir(dir);
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("extents at random budgets cover every byte exactly once, and advance agrees") {
+  std::mt19937 random(1);
+  for (int round = 0; round < 200; ++round) {
+    const Bench bench = make_bench(random, 1 + random() % 4, 1 + random() % 30, 1 + random() % 40, random() % 3);
+    std::vector<int> writes(bench.dst.size(), 0), expected(bench.dst.size(), 0);
+    for (const RegionPair& p : bench.copy.pairs)
+      for (const Run& r : bench.copy.runs)
+        for (uint64_t k = 0; k < r.count * p.slot_bytes; ++k)
+          ++expected[p.dst_offset + (r.dst_slot + k / p.slot_bytes) * p.dst_stride + k % p.slot_bytes];
+    Cursor cursor, by_extent;
+    uint64_t total = 0;
+    while (!at_end(bench.copy, cursor)) {
+      const uint64_t budget = 1 + random() % 200;
+      const Cursor before = cursor;
+      const Extent e = next_extent(bench.copy, cursor, budget);
+      REQUIRE(e.bytes > 0);
+      REQUIRE(e.bytes <= budget);
+      for (uint64_t k = 0; k < e.bytes; ++k) ++writes[e.dst_offset + k];
+      Cursor skipped = before;
+      CHECK(advance(bench.copy, skipped, e.bytes) == e.bytes);
+      CHECK(skipped == cursor);
+      total += e.bytes;
+      by_extent = {};
+      CHECK(advance(bench.copy, by_extent, total) == total);
+      CHECK(by_extent == cursor);
+    }
+    CHECK(total == bench.copy.bytes);
+    CHECK(writes == expected);
+    CHECK(advance(bench.copy, cursor, 100) == 0);
+    Cursor all;
+    CHECK(advance(bench.copy, all, UINT64_MAX) == total);
+    CHECK(at_end(bench.copy, all));
+  }
+}
+
+TEST_CASE("every size, alignment and number of threads copies what it should and nothing else") {
+  std::mt19937 random(2);
+  for (const unsigned threads : {1u, 2u, 3u}) {
+    HostCopier copier(threads);
+    CHECK(copier.threads() == threads);
+    for (const uint64_t slot_bytes : {1u, 3u, 63u, 64u, 65u, 255u, 256u, 1000u, 1152u, 2048u, 2049u, 70001u}) {
+      for (const uint64_t gap : {0u, 1u, 64u}) {
+        // Enough slots that some of these pass the size from which stores bypass the caches.
+        const auto slots = static_cast<uint32_t>(std::clamp<uint64_t>((3u << 20) / slot_bytes, 10, 2000));
+        Bench bench = make_bench(random, 2, slots, slot_bytes, gap);
+        Cursor cursor;
+        uint64_t total = 0;
+        while (true) {
+          const uint64_t budget = random() % 3 == 0 ? UINT64_MAX : 1 + random() % (1u << 20);
+          const uint64_t step = copier.copy(bench.copy, cursor, budget, bench.src_base, bench.dst_base);
+          if (step == 0) break;
+          REQUIRE(step <= budget);
+          total += step;
+        }
+        CHECK(total == bench.copy.bytes);
+        CHECK(at_end(bench.copy, cursor));
+        CHECK(bench.dst == bench.want);
+      }
+    }
+  }
+}
+
+TEST_CASE("a step copies exactly its budget and leaves the rest alone") {
+  std::mt19937 random(3);
+  Bench bench = make_bench(random, 3, 2000, 1024, 0);
+  HostCopier copier(2);
+  Cursor cursor;
+  CHECK(copier.copy(bench.copy, cursor, 0, bench.src_base, bench.dst_base) == 0);
+  CHECK(cursor == Cursor{});
+  const uint64_t budget = 777777;
+  CHECK(copier.copy(bench.copy, cursor, budget, bench.src_base, bench.dst_base) == budget);
+  Cursor expected;
+  advance(bench.copy, expected, budget);
+  CHECK(cursor == expected);
+  const std::vector<std::byte> so_far = bench.dst;
+  Cursor check;
+  uint64_t done = 0;
+  std::vector<std::byte> want(bench.dst.size(), std::byte{0xEE});
+  while (done < budget) {
+    const Extent e = next_extent(bench.copy, check, budget - done);
+    std::copy_n(bench.src.begin() + static_cast<ptrdiff_t>(e.src_offset), e.bytes,
+                want.begin() + static_cast<ptrdiff_t>(e.dst_offset));
+    done += e.bytes;
+  }
+  CHECK(so_far == want);
+}
+
+TEST_CASE("an empty copy and a finished cursor copy nothing") {
+  HostCopier copier(2);
+  PagedCopy empty;
+  empty.seal();
+  Cursor cursor;
+  CHECK(copier.copy(empty, cursor, UINT64_MAX, {}, {}) == 0);
+}
+
+TEST_CASE("several callers at once each get their own copy right") {
+  std::mt19937 random(4);
+  HostCopier copier(3);
+  std::vector<Bench> benches;
+  for (int i = 0; i < 3; ++i) benches.push_back(make_bench(random, 2, 2000, 1024, 0));
+  std::vector<std::thread> callers;
+  for (Bench& bench : benches)
+    callers.emplace_back([&] {
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        Cursor cursor;
+        while (copier.copy(bench.copy, cursor, 600 << 10, bench.src_base, bench.dst_base) != 0) {
+        }
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  for (const Bench& bench : benches) CHECK(bench.dst == bench.want);
+}
+
+TEST_CASE("helper threads have names and are gone with the copier") {
+  {
+    HostCopier copier(4);
+    CHECK(named_threads("pdx-copy-") == 3);
+  }
+  CHECK(named_threads("pdx-copy-") == 0);
+  CHECK(HostCopier(0).threads() == 1);
+  CHECK(HostCopier(1000).threads() == 64);
+}
+
+TEST_CASE("the streaming copy is exact around its edges") {
+  std::mt19937 random(5);
+  std::vector<std::byte> src(2000), dst(2000), want;
+  for (std::byte& b : src) b = static_cast<std::byte>(random());
+  const pack::CopyFn copy = pack::streaming_copy();
+  for (size_t bytes = 0; bytes < 700; bytes += bytes < 300 ? 1 : 13)
+    for (const size_t to : {0u, 1u, 31u, 32u, 33u, 63u}) {
+      const size_t from = random() % 100;
+      std::fill(dst.begin(), dst.end(), std::byte{0xEE});
+      want = dst;
+      std::copy_n(src.begin() + static_cast<ptrdiff_t>(from), bytes, want.begin() + static_cast<ptrdiff_t>(100 + to));
+      copy(dst.data() + 100 + to, src.data() + from, bytes);
+      pack::streaming_fence();
+      REQUIRE(dst == want);
+    }
+}

@@ -87,7 +87,7 @@ void bind_views(py::module_& m) {
                                             ") has registered no memory that holds " + std::to_string(bytes) +
                                             " bytes at " + std::to_string(pointer));
           },
-          py::arg("pointer"), py::arg("bytes"), py::arg("timeout"), NoGil());
+          py::arg("pointer"), py::arg("bytes"), py::arg("timeout") = 1.0, NoGil());
   py::class_<Completion>(m, "Arrival")
       .def_readonly("peer_id", &Completion::peer)
       .def_readonly("tag", &Completion::tag)

@@ -67,7 +67,10 @@ def wheel_roots() -> list[Path]:
 
 def nvcc_candidates() -> list[str]:
     """Paths of nvcc programs, likely ones first; duplicates by real path removed."""
-    found = [shutil.which("nvcc"), *(os.path.join(os.environ.get(v, ""), "bin/nvcc") for v in ("CUDA_HOME", "CUDA_PATH"))]
+    found = [
+        shutil.which("nvcc"),
+        *(os.path.join(os.environ.get(v, ""), "bin/nvcc") for v in ("CUDA_HOME", "CUDA_PATH")),
+    ]
     found += sorted(glob.glob("/usr/local/cuda*/bin/nvcc"))
     for root in wheel_roots():
         found += sorted(str(p) for p in root.glob("*/bin/nvcc"))
@@ -92,7 +95,9 @@ def probe_nvcc(path: str) -> Compiler | str:
     """What the nvcc at path is, or why it cannot be used."""
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-        listed = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, timeout=60, check=True).stdout
+        listed = subprocess.run(
+            [path, "--list-gpu-code"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"{path}: {error}"
     version = re.search(r"V(\d+)\.(\d+)\.(\d+)", said)
@@ -122,7 +127,7 @@ def probe_nvrtc(path: str) -> Compiler | str:
 
 
 def find(mode: str, explicit: str | None) -> tuple[Compiler | None, str]:
-    """The compiler to use, or None and the reason. Raises CompileError when one was named or required and is unusable."""
+    """The compiler to use, or None and the reason. Raises CompileError when one is demanded."""
     if mode == "off":
         return None, "switched off (PDXFER_DEVICE_CODE=off)"
     if explicit:
@@ -173,12 +178,16 @@ def compile_nvrtc(compiler: Compiler, source: Path, include: Path, arch: int, pt
             lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
             log = ctypes.create_string_buffer(size.value + 1)
             lib.nvrtcGetProgramLog(program, log)
-            raise CompileError(f"{compiler.path}: {what}: {lib.nvrtcGetErrorString(code).decode()}\n{log.value.decode()}")
+            raise CompileError(
+                f"{compiler.path}: {what}: {lib.nvrtcGetErrorString(code).decode()}\n{log.value.decode()}"
+            )
 
     flags = [f"-arch={'compute' if ptx else 'sm'}_{arch}", "-std=c++17", f"-I{include}"]
     options = (ctypes.c_char_p * len(flags))(*(f.encode() for f in flags))
     text = source.read_bytes()
-    check(lib.nvrtcCreateProgram(ctypes.byref(program), text, str(source).encode(), 0, None, None), "nvrtcCreateProgram")
+    check(
+        lib.nvrtcCreateProgram(ctypes.byref(program), text, str(source).encode(), 0, None, None), "nvrtcCreateProgram"
+    )
     try:
         check(lib.nvrtcCompileProgram(program, len(flags), options), f"compiling for {flags[0]}")
         size = ctypes.c_size_t()
@@ -206,10 +215,8 @@ def build(compiler: Compiler | None, reason: str, source: Path, include: Path) -
     """The text of FILE.inc, and one line for the build's output."""
     head = "// Made by cmake/device_code.py; do not edit.\n"
     if compiler is None:
-        return (
-            head + f"constexpr DeviceCode kCode{{{literal('')}, {literal('')}, {literal('')}, {literal(reason)}, {{}}}};\n",
-            f"device code: not built: {reason}",
-        )
+        text = f'constexpr DeviceCode kCode{{"", "", "", {literal(reason)}, {{}}}};\n'
+        return head + text, f"device code: not built: {reason}"
     one = compile_nvcc if compiler.kind == "nvcc" else compile_nvrtc
     parts, rows, total = [head], [], 0
     for arch in compiler.archs:
@@ -228,7 +235,8 @@ def build(compiler: Compiler | None, reason: str, source: Path, include: Path) -
     fields = ", ".join(literal(t) for t in (compiler.kind, compiler.version_text, version, ""))
     parts.append(f"constexpr DeviceCode kCode{{{fields}, kImages}};\n")
     sass = " ".join(f"sm_{a}" for a in compiler.archs)
-    line = f"device code: {total} bytes by {compiler.kind} {compiler.version_text}: SASS {sass}, PTX {version} for compute_{low}"
+    line = f"device code: {total} bytes by {compiler.kind} {compiler.version_text}: SASS {sass}, "
+    line += f"PTX {version} for compute_{low}"
     if compiler.version[0] >= 13:
         line += "; drivers of CUDA 12 cannot compile this PTX (docs/gotchas.md)"
     return "".join(parts), line

@@ -1,0 +1,166 @@
+"""pdxfer doctor: the report's shape, that it is honest about this machine, and what it says of other machines."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pdxfer import cli, doctor
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    return doctor.report()
+
+
+def probes(**works: bool) -> dict:
+    names = ("process_vm_writev", "memfd", "userfaultfd", "adopt", "ipv6")
+    return {name: {"works": works.get(name, True), "detail": f"detail of {name}"} for name in names}
+
+
+def facts(**changes: object) -> dict:
+    base = {
+        "gpus": {"devices": [], "reason": "libcuda.so.1: not found"},
+        "nics": [],
+        "libraries": {"ibverbs": {"present": True, "reason": ""}},
+        "pdxfer": {"device_code": {"present": True, "reason": ""}},
+    }
+    return {**base, **changes}
+
+
+def rows(found: dict, probed: dict) -> dict[str, dict]:
+    return {row["peer"]: row for row in doctor.judge(found, probed)}
+
+
+def test_json_is_one_object_with_every_documented_key() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pdxfer.cli", "doctor", "--json"], capture_output=True, text=True, timeout=60, check=True
+    )
+    told = json.loads(run.stdout)
+    assert set(told) == {
+        "schema", "pdxfer", "python", "kernel", "gpus", "nics", "limits", "libraries", "container", "peers",
+    }  # fmt: skip
+    assert run.stderr == ""
+    assert told["schema"] == 1
+    for row in told["peers"]:
+        assert set(row) == {"peer", "transport", "path", "better", "next_step"}
+    documented = doctor.__doc__ or ""
+    for key in set(told) | set(told["kernel"]) | set(told["gpus"]) | set(told["container"]) | {"usable", "ptx_version"}:
+        assert f"``{key}``" in documented, f"the docstring does not name {key}"
+
+
+def test_text_has_every_section(found: dict) -> None:
+    text = doctor.render(found)
+    for section in ("device code", "GPUs", "RDMA NICs", "Kernel and limits", "Libraries", "Peers"):
+        assert section in text
+    assert "same machine, host memory: shm" in text
+    assert "other machine, host memory: tcp" in text
+
+
+def test_facts_agree_with_the_machine(found: dict) -> None:
+    assert found["kernel"]["release"] == os.uname().release
+    assert found["kernel"]["cpus"] == len(os.sched_getaffinity(0))
+    assert {nic["device"] for nic in found["nics"]} == {p.name for p in Path("/sys/class/infiniband").glob("*")}
+    code = found["pdxfer"]["device_code"]
+    assert code["present"] == bool(code["archs"]) == (code["reason"] == "")
+
+
+def test_probes_leave_nothing_behind() -> None:
+    doctor.report()  # libraries load once
+    before = sorted(os.listdir("/proc/self/fd"))
+    doctor.report()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_settings_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDXFER_SECRET", "do-not-print-me")
+    told = doctor.report()
+    assert told["pdxfer"]["settings"].count("PDXFER_SECRET") == 1
+    assert "do-not-print-me" not in json.dumps(told) + doctor.render(told)
+
+
+@pytest.mark.parametrize(
+    ("works", "path", "says"),
+    [
+        ({}, "mapped", None),
+        ({"adopt": False, "userfaultfd": False}, "process_vm_writev", "detail of adopt"),
+        ({"adopt": False, "process_vm_writev": False}, "staging ring", "detail of process_vm_writev"),
+    ],
+)
+def test_same_machine(works: dict, path: str, says: str | None) -> None:
+    row = rows(facts(), probes(**works))["same machine, host memory"]
+    assert row["transport"] == "shm"
+    assert path in row["path"]
+    assert (row["better"] is None) == (says is None) == (row["next_step"] is None)
+    assert says is None or says in row["better"]
+
+
+def test_other_machine_names_the_obstacle_to_rdma() -> None:
+    nic = {"device": "mlx5_0", "port": "1", "state": "DOWN", "usable": False}
+    kind = "other machine, host memory"
+    assert "no RDMA NIC" in rows(facts(), probes())[kind]["better"]
+    assert "mlx5_0 port 1 is DOWN" in rows(facts(nics=[nic]), probes())[kind]["better"]
+    up = {**nic, "state": "ACTIVE", "usable": True}
+    missing = {"ibverbs": {"present": False, "reason": "libibverbs.so.1: not found"}}
+    told = rows(facts(nics=[up], libraries=missing), probes())[kind]
+    assert "libibverbs.so.1" in told["better"]
+    assert "rdma-core" in told["next_step"]
+    assert "no rdma transport yet" in rows(facts(nics=[up]), probes())[kind]["better"]
+
+
+def test_gpu_without_device_code_says_both() -> None:
+    gpu = {"devices": [{"image": ""}], "reason": ""}
+    code = {"device_code": {"present": False, "reason": "no CUDA compiler found"}}
+    told = rows(facts(gpus=gpu, pdxfer=code), probes())["same machine, GPU memory"]
+    assert told["transport"] is None
+    assert "no CUDA compiler found" in told["better"]
+    assert "gotchas.md, Device code" in told["next_step"]
+
+
+def test_nics_from_sysfs(tmp_path: Path) -> None:
+    port = tmp_path / "class/infiniband/mlx5_3/ports/1"
+    port.mkdir(parents=True)
+    (port / "state").write_text("4: ACTIVE\n")
+    (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
+    net = tmp_path / "class/infiniband/mlx5_3/device/net/eth7"
+    net.mkdir(parents=True)
+    (net.parents[1] / "numa_node").write_text("1\n")
+    (tmp_path / "class/infiniband/bare").mkdir()  # a device without ports, as one that is going away looks
+    assert doctor.list_nics(tmp_path) == [
+        {
+            "device": "mlx5_3", "port": "1", "state": "ACTIVE", "rate": "400 Gb/sec (4X NDR)", "link_layer": "unknown",
+            "netdev": "eth7", "numa_node": 1, "usable": True,
+        }
+    ]  # fmt: skip
+    assert doctor.list_nics(tmp_path / "nothing") == []
+
+
+def test_report_survives_missing_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "_SYSFS", tmp_path / "no-sys")
+    monkeypatch.setattr(doctor, "_PROC", tmp_path / "no-proc")
+    told = doctor.report()
+    assert told["container"]["network_namespace"] == ""
+    assert "Peers" in doctor.render(told)
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("pdxfer ")
+    assert cli.main([]) == 0
+    assert "doctor" in capsys.readouterr().out
+    assert cli.main(["dance"]) == 2
+    assert "no command 'dance'" in capsys.readouterr().err
+    assert cli.main(["doctor"]) == 0
+    assert "Peers" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    run = subprocess.run(
+        f"{sys.executable} -m pdxfer.cli doctor | true", shell=True, capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in run.stderr

@@ -75,7 +75,11 @@ def check_wheel(wheel: Path, device_code: bool) -> tuple[list[str], list[str]]:
             more, about = check_module(path)
             findings += [f"{name}: {text}" for text in more]
             present = DEVICE_CODE_MARK in path.read_bytes()
-            facts += [f"{name}: {path.stat().st_size} bytes", *about, f"device code {'present' if present else 'absent'}"]
+            facts += [
+                f"{name}: {path.stat().st_size} bytes",
+                *about,
+                f"device code {'present' if present else 'absent'}",
+            ]
             if device_code and not present:
                 findings.append(f"{name}: carries no device code")
     return findings, facts

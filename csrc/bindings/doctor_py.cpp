@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bindings/bindings.hpp"
+#include "engine/registry.hpp"
 #include "pack/device_code.hpp"
 #include "pack/device_selftest.hpp"
 #include "shim/cuda.hpp"
@@ -120,6 +121,18 @@ py::dict probe_kernel() {
   return all;
 }
 
+py::list transports() {
+  py::list all;
+  for (const engine::Entry& entry : engine::registry()) {
+    py::dict one;
+    one["name"] = entry.name;
+    one["summary"] = entry.summary;
+    one["automatic"] = entry.automatic;
+    all.append(one);
+  }
+  return all;
+}
+
 py::dict selftest(uint64_t seed, uint32_t cases, int device) {
   const pack::SelfTestResult result = without_gil([&] { return pack::device_selftest(device, seed, cases); });
   py::dict info;
@@ -134,6 +147,7 @@ py::dict selftest(uint64_t seed, uint32_t cases, int device) {
 void bind_doctor(py::module_& module) {
   module.def("build_info", &build_info, "How this module was built: version, compiler, assertions, glibc.");
   module.def("device_code", &device_code, "The device code inside this module, or the reason why there is none.");
+  module.def("transports", &transports, "The transports of this build, in order of preference.");
   module.def("cuda_info", &cuda_info, "The CUDA driver and the GPUs that it lists to this process.");
   module.def("verbs_info", &verbs_info, "libibverbs and the RDMA devices whose provider it loaded.");
   module.def("nccl_info", &nccl_info, py::arg("wheel_file") = "",

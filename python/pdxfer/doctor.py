@@ -6,6 +6,7 @@ The report (``pdxfer doctor --json``, or :func:`report`) is one JSON object; eve
 - ``pdxfer``: ``version``, ``compiler``, ``glibc``, ``assertions``, ``device_code`` (``present``, ``compiler``,
   ``version``, ``archs``, ``ptx_arch``, ``ptx_version``, ``bytes``, ``reason`` when absent), ``settings`` (the names of
   ``PDXFER_*`` variables that are set; values are left out, one may be a secret).
+- ``transports``: list of ``name``, ``summary``, ``automatic`` (part of "auto"), in order of preference.
 - ``python``: ``version``, ``executable``.
 - ``kernel``: ``release``, ``machine``, ``cpus``, ``memory_bytes``, ``numa_nodes``.
 - ``gpus``: ``driver_version`` (the newest CUDA that the driver serves), ``library``, ``reason``, ``devices`` (list of
@@ -57,6 +58,7 @@ def report() -> Facts:
     found: Facts = {
         "schema": 1,
         "pdxfer": {**_core.build_info(), "device_code": _core.device_code(), "settings": _settings()},
+        "transports": _core.transports(),
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "kernel": _kernel(),
         "gpus": _gpus(cuda),
@@ -258,6 +260,11 @@ def _judge_same_machine(probes: Facts) -> Facts:
     return _peer(kind, "shm", "a shared staging ring; two copies", better, step)
 
 
+def has_transport(found: Facts, name: str) -> bool:
+    """Is this transport part of this build?"""
+    return any(transport["name"] == name for transport in found["transports"])
+
+
 def _judge_other_machine(found: Facts) -> Facts:
     kind = "other machine, host memory"
     path = "packed streams, several connections per peer"
@@ -271,27 +278,33 @@ def _judge_other_machine(found: Facts) -> Facts:
     if not found["libraries"]["ibverbs"]["present"]:
         step = "install rdma-core (Debian and Ubuntu: apt-get install libibverbs1 ibverbs-providers)"
         return _peer(kind, "tcp", path, f"RDMA: {found['libraries']['ibverbs']['reason']}", step)
-    return _peer(kind, "tcp", path, "RDMA: this version of pdxfer has no rdma transport yet", None)
+    if not has_transport(found, "rdma"):
+        return _peer(kind, "tcp", path, "RDMA: this version of pdxfer has no rdma transport yet", None)
+    return _peer(kind, "rdma", "the NIC writes into the peer's memory", None, None)
 
 
 def _judge_gpu(found: Facts) -> list[Facts]:
-    kinds = ("same machine, GPU memory", "other machine, GPU memory")
-    gpus = found["gpus"]
+    ways = (
+        ("same machine, GPU memory", "cuda_ipc", "the peer's memory is mapped; one kernel"),
+        ("other machine, GPU memory", "rdma", "the NIC reads and writes GPU memory"),
+    )
+    return [_judge_one_gpu(found, kind, transport, path) for kind, transport, path in ways]
+
+
+def _judge_one_gpu(found: Facts, kind: str, transport: str, path: str) -> Facts:
+    gpus, code = found["gpus"], found["pdxfer"]["device_code"]
     if not gpus["devices"]:
         reason = f"there is no GPU that this process can use: {gpus['reason'] or 'none listed'}"
-        return [_peer(kind, None, "not available", reason, None) for kind in kinds]
-    code = found["pdxfer"]["device_code"]
-    rows = []
-    for kind, wanted in zip(kinds, ("cuda_ipc (peer memory mapped, one kernel)", "rdma (GPUDirect)"), strict=True):
-        better = f"{wanted}: this version of pdxfer moves host memory only"
-        step = "keep the KV cache that is to be moved in host memory"
-        if not code["present"]:
-            better += f"; and this build has no device code: {code['reason']}"
-            step += "; rebuild with a CUDA compiler: docs/gotchas.md, Device code"
-        elif any(not device["image"] for device in gpus["devices"]):
-            better += "; and a GPU here is older than compute capability 8.0"
-        rows.append(_peer(kind, None, "not available", better, step))
-    return rows
+        return _peer(kind, None, "not available", reason, None)
+    if not code["present"]:
+        better = f"{transport}: this build has no device code: {code['reason']}"
+        return _peer(kind, None, "not available", better, "rebuild with a CUDA compiler: docs/gotchas.md, Device code")
+    if not has_transport(found, transport):
+        better = f"{transport}: this version of pdxfer moves host memory only"
+        return _peer(kind, None, "not available", better, "keep the KV cache that is to be moved in host memory")
+    if any(not device["image"] for device in gpus["devices"]):
+        return _peer(kind, None, "not available", f"{transport}: a GPU here is older than compute capability 8.0", None)
+    return _peer(kind, transport, path, None, None)
 
 
 def render(found: Facts) -> str:
@@ -308,6 +321,7 @@ def render(found: Facts) -> str:
         [
             ("build", f"{me['compiler']}, glibc {me['glibc']}" + (", with assertions" if me["assertions"] else "")),
             ("device code", device),
+            ("transports", ", ".join(one["name"] for one in found["transports"])),
             ("settings", ", ".join(me["settings"]) or "no PDXFER_* variable is set"),
             ("Python", f"{found['python']['version']} ({found['python']['executable']})"),
             ("kernel", f"Linux {kernel['release']} {kernel['machine']}, {kernel['cpus']} CPUs, "

@@ -27,6 +27,7 @@ def facts(**changes: object) -> dict:
         "nics": [],
         "libraries": {"ibverbs": {"present": True, "reason": ""}},
         "pdxfer": {"device_code": {"present": True, "reason": ""}},
+        "transports": [{"name": "shm"}, {"name": "tcp"}],
     }
     return {**base, **changes}
 
@@ -41,7 +42,8 @@ def test_json_is_one_object_with_every_documented_key() -> None:
     )
     told = json.loads(run.stdout)
     assert set(told) == {
-        "schema", "pdxfer", "python", "kernel", "gpus", "nics", "limits", "libraries", "container", "peers",
+        "schema", "pdxfer", "transports", "python", "kernel", "gpus", "nics", "limits", "libraries", "container",
+        "peers",
     }  # fmt: skip
     assert run.stderr == ""
     assert told["schema"] == 1
@@ -111,15 +113,24 @@ def test_other_machine_names_the_obstacle_to_rdma() -> None:
     assert "libibverbs.so.1" in told["better"]
     assert "rdma-core" in told["next_step"]
     assert "no rdma transport yet" in rows(facts(nics=[up]), probes())[kind]["better"]
+    ready = rows(facts(nics=[up], transports=[{"name": "rdma"}]), probes())[kind]
+    assert (ready["transport"], ready["better"]) == ("rdma", None)
 
 
-def test_gpu_without_device_code_says_both() -> None:
-    gpu = {"devices": [{"image": ""}], "reason": ""}
-    code = {"device_code": {"present": False, "reason": "no CUDA compiler found"}}
-    told = rows(facts(gpus=gpu, pdxfer=code), probes())["same machine, GPU memory"]
+def test_gpu_names_the_first_obstacle() -> None:
+    kind = "same machine, GPU memory"
+    gpus = {"devices": [{"image": "sm_90"}], "reason": ""}
+    none = {"device_code": {"present": False, "reason": "no CUDA compiler found"}}
+    ipc = [{"name": "cuda_ipc"}]
+    assert "libcuda.so.1" in rows(facts(), probes())[kind]["better"]
+    told = rows(facts(gpus=gpus, pdxfer=none), probes())[kind]
     assert told["transport"] is None
     assert "no CUDA compiler found" in told["better"]
     assert "gotchas.md, Device code" in told["next_step"]
+    assert "host memory only" in rows(facts(gpus=gpus), probes())[kind]["better"]
+    old = {"devices": [{"image": ""}], "reason": ""}
+    assert "older than" in rows(facts(gpus=old, transports=ipc), probes())[kind]["better"]
+    assert rows(facts(gpus=gpus, transports=ipc), probes())[kind]["transport"] == "cuda_ipc"
 
 
 def test_nics_from_sysfs(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ struct Classes {
 Classes g_classes;
 
 PyObject* make(py::module_& m, const char* name, PyObject* base, PyObject* builtin, const char* doc) {
-  const py::tuple bases =
-      builtin == nullptr ? py::make_tuple(py::handle(base)) : py::make_tuple(py::handle(base), py::handle(builtin));
+  const py::tuple bases = builtin == nullptr ? py::tuple(py::make_tuple(py::handle(base)))
+                                             : py::tuple(py::make_tuple(py::handle(base), py::handle(builtin)));
   PyObject* cls = PyErr_NewExceptionWithDoc((std::string("pdxfer.") + name).c_str(), doc, bases.ptr(), nullptr);
   if (cls == nullptr) throw py::error_already_set();
   m.add_object(name, py::handle(cls));

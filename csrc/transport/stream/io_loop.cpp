@@ -1,0 +1,114 @@
+// The loop of an io thread; see io_loop.hpp.
+#include "transport/stream/io_loop.hpp"
+
+#include <pthread.h>
+
+#include <array>
+#include <condition_variable>
+#include <system_error>
+#include <utility>
+
+#include "core/status.hpp"
+
+namespace pdxfer::transport::stream {
+
+struct IoLoop::Task {
+  const std::function<void()>& work;
+  std::condition_variable done_signal;
+  bool done = false;  // under the loop's mutex
+};
+
+IoLoop::IoLoop(const std::string& name) {
+  try {
+    thread_ = std::thread([this] { work(); });
+  } catch (const std::system_error& error) {
+    throw Error(Code::kUnavailable, std::string("start an io thread: ") + error.what(), error.code().value());
+  }
+  ::pthread_setname_np(thread_.native_handle(), name.substr(0, 15).c_str());
+}
+
+IoLoop::~IoLoop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  poller_.wake();
+  thread_.join();
+}
+
+void IoLoop::add(int fd, Driven& driven) { poller_.add(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, &driven); }
+
+void IoLoop::remove(int fd, Driven& driven) noexcept {
+  poller_.remove(fd);
+  run([this, &driven] {
+    std::erase(due_, &driven);
+    const std::lock_guard lock(mutex_);
+    std::erase(kicked_, &driven);
+    driven.removed_ = true;
+  });
+}
+
+void IoLoop::run(const std::function<void()>& task) {
+  Task entry{task, {}, false};
+  std::unique_lock lock(mutex_);
+  tasks_.push_back(&entry);
+  sleeping_ = false;
+  poller_.wake();
+  entry.done_signal.wait(lock, [&] { return entry.done; });
+}
+
+void IoLoop::kick(Driven& driven) noexcept {
+  if (driven.kicked_.exchange(true)) return;
+  const std::lock_guard lock(mutex_);
+  if (driven.removed_) return;
+  kicked_.push_back(&driven);
+  if (std::exchange(sleeping_, false)) poller_.wake();
+}
+
+void IoLoop::mark_due(Driven& driven) {
+  if (std::exchange(driven.due_, true)) return;
+  due_.push_back(&driven);
+}
+
+void IoLoop::take_inbox() {
+  std::vector<Task*> tasks;
+  {
+    const std::lock_guard lock(mutex_);
+    for (Driven* driven : kicked_) {
+      driven->kicked_ = false;
+      mark_due(*driven);
+    }
+    kicked_.clear();
+    tasks.swap(tasks_);
+  }
+  for (Task* task : tasks) {
+    task->work();
+    const std::lock_guard lock(mutex_);
+    task->done = true;
+    task->done_signal.notify_all();
+  }
+}
+
+void IoLoop::work() noexcept {
+  std::array<sys::Poller::Event, 64> events;
+  for (;;) {
+    bool idle = false;
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return;
+      // Whoever fills the inbox while sleeping_ is set wakes the poller.
+      idle = sleeping_ = due_.empty() && kicked_.empty() && tasks_.empty();
+    }
+    const size_t n = poller_.wait(events, idle ? 1000 : 0);
+    for (size_t i = 0; i < n; ++i) mark_due(*static_cast<Driven*>(events[i].what));
+    take_inbox();
+    turning_.swap(due_);
+    due_.clear();
+    for (Driven* driven : turning_) driven->due_ = false;
+    for (Driven* driven : turning_)
+      if (driven->turn()) mark_due(*driven);
+    turning_.clear();
+  }
+}
+
+}  // namespace pdxfer::transport::stream

@@ -1,0 +1,58 @@
+// IoLoop: one thread that drives channels with epoll. What it drives is Driven; turn() is called on the loop's thread
+// only, whenever its descriptor had an edge, somebody kicked it, or its last turn had more to do.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "sys/poller.hpp"
+
+namespace pdxfer::transport::stream {
+
+class Driven {
+ public:
+  virtual ~Driven() = default;
+  // A bounded piece of work; true when there is more to do at once.
+  virtual bool turn() noexcept = 0;
+
+ private:
+  friend class IoLoop;
+  std::atomic<bool> kicked_{false};
+  bool due_ = false;      // loop thread
+  bool removed_ = false;  // under the loop's mutex: a late kick must not bring it back
+};
+
+class IoLoop {
+ public:
+  explicit IoLoop(const std::string& name);  // throws Error(kUnavailable)
+  ~IoLoop();                                 // everything driven was removed before
+  IoLoop(const IoLoop&) = delete;
+  IoLoop& operator=(const IoLoop&) = delete;
+
+  // Any thread but the loop's own.
+  void add(int fd, Driven& driven);              // throws Error(kUnavailable)
+  void remove(int fd, Driven& driven) noexcept;  // on return turn() is not running and will not run again
+  void run(const std::function<void()>& task);   // runs it between turns; returns when it has
+  // Any thread.
+  void kick(Driven& driven) noexcept;
+
+ private:
+  struct Task;
+  void work() noexcept;
+  void mark_due(Driven& driven);
+  void take_inbox();
+
+  sys::Poller poller_;
+  std::vector<Driven*> due_, turning_;  // loop thread
+  std::mutex mutex_;                    // guards what follows
+  std::vector<Driven*> kicked_;
+  std::vector<Task*> tasks_;
+  bool sleeping_ = false, stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace pdxfer::transport::stream

@@ -1,0 +1,260 @@
+// Checking and placing what arrives; see receiver.hpp. Every length was bounded by decode_header before it is used
+// here, and memory grows only as bytes really arrive.
+#include "transport/stream/receiver.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "transport/check_copy.hpp"
+
+namespace pdxfer::transport::stream {
+namespace {
+constexpr size_t kScratch = 64 << 10;
+constexpr size_t kSinkEntries = 16;  // times kScratch: what one read may throw away
+}  // namespace
+
+Receiver::Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index)
+    : link_(link), channel_(channel), acks_(acks), index_(index), scratch_(kScratch) {}
+
+bool Receiver::turn_away(const char* why) noexcept {
+  malformed_ = why;
+  return false;
+}
+
+int Receiver::pump(uint64_t budget) {
+  for (uint64_t done = 0; done < budget;) {
+    const int64_t n = read_some();
+    if (n <= 0) return static_cast<int>(n);
+    done += static_cast<uint64_t>(n);
+    // A header may have come with the payload before it, and a frame may have no body: see how far we are.
+    while (stage_ == Stage::kHeader && header_have_ == kHeaderBytes)
+      if (!on_header()) return -EPROTO;
+  }
+  return 1;
+}
+
+// One read of what the frame under way wants next.
+int64_t Receiver::read_some() {
+  if (stage_ == Stage::kPayload) {
+    if (at_ == end_) fill();
+    const int64_t n = channel_.readv({iov_.data() + at_, end_ - at_});
+    if (n > 0) consume(static_cast<uint64_t>(n));
+    return n;
+  }
+  iovec to{};
+  if (stage_ == Stage::kHeader) to = {header_bytes_.data() + header_have_, kHeaderBytes - header_have_};
+  if (stage_ == Stage::kTail) to = {tail_.data() + tail_.size() - unread_, unread_};
+  if (stage_ == Stage::kPlan)
+    to = {scratch_.data() + scratch_have_, std::min<uint64_t>(unread_, kScratch - scratch_have_)};
+  const int64_t n = channel_.readv({&to, 1});
+  if (n <= 0) return n;
+  const auto bytes = static_cast<size_t>(n);
+  if (stage_ == Stage::kHeader) {
+    header_have_ += bytes;
+    return n;
+  }
+  unread_ -= bytes;
+  if (stage_ == Stage::kPlan) {
+    parse_plan(bytes);
+    if (unread_ == 0) finish_plan();
+  } else if (unread_ == 0 && !finish_end()) {
+    return -EPROTO;
+  }
+  return n;
+}
+
+bool Receiver::on_header() {
+  header_have_ = 0;
+  if (const char* why = decode_header(header_bytes_.data(), link_.limits.max_tail_bytes, header_))
+    return turn_away(why);
+  unread_ = header_.body;
+  switch (header_.type) {
+    case FrameType::kPlan:
+      return begin_plan();
+    case FrameType::kChunk:
+      return begin_chunk();
+    case FrameType::kEnd:
+      tail_.assign(header_.body, std::byte{});
+      stage_ = Stage::kTail;
+      return unread_ != 0 || finish_end();
+    case FrameType::kAck:
+      link_.post({LinkEvent::Kind::kAcked, header_.batch, status_from_wire(header_.words[0], header_.words[1]), {}});
+      return true;
+  }
+  return turn_away("malformed frame: unknown type");
+}
+
+Receiver::Batch* Receiver::open(BatchId id) {
+  Batch& batch = batches_[id];
+  if (batch.shared == nullptr) batch.shared = link_.open(id);
+  if (batch.shared != nullptr) return &batch;
+  batches_.erase(id);
+  turn_away("too many unfinished batches");
+  return nullptr;
+}
+
+bool Receiver::begin_plan() {
+  batch_ = open(header_.batch);
+  if (batch_ == nullptr) return false;
+  if (batch_->find(header_.copy) != nullptr) return turn_away("malformed frame: a second plan for one copy");
+  auto plan = std::make_unique<Plan>(link_);
+  const uint64_t memory = header_.words[0] * (sizeof(RegionPair) + sizeof(std::byte*)) + header_.words[1] * sizeof(Run);
+  if (link_.reserve_plan(memory)) {
+    plan->reserved = memory;
+  } else {
+    plan->sink = true;
+    link_.refuse(*batch_->shared, Code::kUnavailable, Refusal::kCrowded);
+  }
+  plan_ = plan.get();
+  batch_->plans.emplace_back(header_.copy, std::move(plan));
+  scratch_have_ = 0;
+  stage_ = Stage::kPlan;
+  return true;
+}
+
+// Pairs, then runs, as they come; what is cut in the middle waits at the front of scratch_ for its rest.
+void Receiver::parse_plan(size_t bytes) {
+  scratch_have_ += bytes;
+  size_t at = 0;
+  PagedCopy& copy = plan_->copy;
+  if (plan_->sink) at = scratch_have_;
+  for (; copy.pairs.size() < header_.words[0] && at + sizeof(WirePair) <= scratch_have_; at += sizeof(WirePair)) {
+    WirePair wire;
+    std::memcpy(&wire, scratch_.data() + at, sizeof wire);
+    RegionPair& p = copy.pairs.emplace_back();
+    p.dst = wire.reserved == 0 ? wire.region : kNoId;
+    p.dst_offset = wire.offset;
+    p.dst_stride = wire.stride;
+    p.slot_bytes = p.src_stride = wire.slot_bytes;
+  }
+  for (; copy.pairs.size() == header_.words[0] && at + sizeof(WireRun) <= scratch_have_; at += sizeof(WireRun)) {
+    WireRun wire;
+    std::memcpy(&wire, scratch_.data() + at, sizeof wire);
+    copy.runs.push_back({0, wire.slot, wire.count});
+  }
+  std::memmove(scratch_.data(), scratch_.data() + at, scratch_have_ - at);
+  scratch_have_ -= at;
+}
+
+// The whole plan is here: nothing of it is used before all of it was found good.
+void Receiver::finish_plan() {
+  stage_ = Stage::kHeader;
+  if (plan_->sink) return;
+  PagedCopy& copy = plan_->copy;
+  copy.seal();
+  Refusal why = check_sealed(copy).ok() ? Refusal::kNone : Refusal::kPlan;
+  std::vector<uint64_t> sizes;
+  for (const RegionPair& p : copy.pairs) {
+    const Buffer buffer = link_.regions.find(p.dst);
+    plan_->bases.push_back(buffer.data);
+    sizes.push_back(buffer.bytes);
+    if (buffer.data == nullptr && why == Refusal::kNone) why = Refusal::kUnknownRegion;
+  }
+  size_t next = 0;  // check_range asks once per pair, in order
+  if (why == Refusal::kNone && !check_range(copy, Side::kDst, [&](RegionId) { return sizes[next++]; }).ok())
+    why = Refusal::kRange;
+  if (why == Refusal::kNone) return;
+  plan_->sink = true;
+  copy = PagedCopy{};
+  link_.refuse(*batch_->shared, Code::kInvalid, why);
+}
+
+bool Receiver::begin_chunk() {
+  const auto found = batches_.find(header_.batch);
+  if (found == batches_.end()) return turn_away("malformed frame: chunk of an unknown batch");
+  batch_ = &found->second;
+  plan_ = batch_->find(header_.copy);
+  if (plan_ == nullptr) return turn_away("malformed frame: chunk without a plan");
+  cursor_ = {header_.words[0], header_.words[1], header_.words[2], header_.count};
+  sink_ = plan_->sink || link_.refused(*batch_->shared);
+  if (!sink_ && !inside(plan_->copy, cursor_)) {
+    link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
+    sink_ = true;
+  }
+  unfilled_ = unread_;
+  at_ = end_ = 0;
+  stage_ = Stage::kPayload;
+  return true;
+}
+
+void Receiver::fill() {
+  at_ = end_ = 0;
+  while (!sink_ && unfilled_ > 0 && end_ < iov_.size()) {
+    if (at_end(plan_->copy, cursor_)) {  // the chunk is longer than the rest of its copy
+      link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
+      sink_ = true;
+      break;
+    }
+    const Extent e = next_extent(plan_->copy, cursor_, unfilled_);
+    std::byte* const to = plan_->bases[e.pair] + e.dst_offset;
+    unfilled_ -= e.bytes;
+    if (end_ > 0 && static_cast<std::byte*>(iov_[end_ - 1].iov_base) + iov_[end_ - 1].iov_len == to)
+      iov_[end_ - 1].iov_len += e.bytes;
+    else
+      iov_[end_++] = {to, e.bytes};
+  }
+  for (size_t i = 0; sink_ && unfilled_ > 0 && i < kSinkEntries && end_ < iov_.size(); ++i) {
+    const uint64_t bytes = std::min<uint64_t>(unfilled_, kScratch);
+    iov_[end_++] = {scratch_.data(), bytes};
+    unfilled_ -= bytes;
+  }
+  // The next header rides along: in the steady state a chunk needs no read of its own for it.
+  if (unfilled_ == 0 && end_ < iov_.size()) iov_[end_++] = {header_bytes_.data(), kHeaderBytes};
+}
+
+void Receiver::consume(uint64_t bytes) noexcept {
+  const uint64_t payload = std::min(bytes, unread_);
+  unread_ -= payload;
+  if (unread_ == 0) {
+    header_have_ = bytes - payload;
+    batch_->received += header_.body;
+    at_ = end_ = 0;
+    stage_ = Stage::kHeader;
+    return;
+  }
+  while (bytes > 0) {
+    iovec& first = iov_[at_];
+    const uint64_t step = std::min<uint64_t>(bytes, first.iov_len);
+    first.iov_base = static_cast<std::byte*>(first.iov_base) + step;
+    first.iov_len -= step;
+    bytes -= step;
+    if (first.iov_len == 0) ++at_;
+  }
+}
+
+bool Receiver::finish_end() {
+  stage_ = Stage::kHeader;
+  const Batch* batch = open(header_.batch);
+  if (batch == nullptr) return false;
+  const uint64_t received = batch->received;
+  batches_.erase(header_.batch);
+  std::optional<FrameHeader> ack;
+  if (const char* why = link_.end(index_, header_, std::exchange(tail_, {}), received, ack)) return turn_away(why);
+  if (!ack.has_value()) return true;
+  acks_.push_ack(*ack);
+  link_.wake();
+  return true;
+}
+
+void Receiver::revoke(RegionId region) {
+  for (auto& [id, batch] : batches_)
+    for (auto& [copy, plan] : batch.plans) {
+      if (plan->sink || plan->bases.empty()) continue;  // one still being read is checked when it is complete
+      if (std::ranges::none_of(plan->copy.pairs, [&](const RegionPair& p) { return p.dst == region; })) continue;
+      plan->sink = true;
+      link_.refuse(*batch.shared, Code::kInvalid, Refusal::kDeregistered);
+      if (stage_ != Stage::kPayload || plan.get() != plan_) continue;
+      sink_ = true;
+      unfilled_ = unread_;
+      at_ = end_ = 0;
+    }
+}
+
+void Receiver::close() noexcept {
+  batches_.clear();
+  stage_ = Stage::kHeader;
+  header_have_ = 0;
+}
+
+}  // namespace pdxfer::transport::stream

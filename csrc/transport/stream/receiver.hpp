@@ -1,0 +1,93 @@
+// Receiver: the incoming half of one stream. It checks every frame, and reads the payload of chunks straight into the
+// registered memory that their PLAN names; what must not land is read into a sink. Its io thread only.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "transport/stream/channel.hpp"
+#include "transport/stream/link_state.hpp"
+#include "transport/stream/sender.hpp"
+
+namespace pdxfer::transport::stream {
+
+class Receiver {
+ public:
+  Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index);
+
+  // Reads about `budget` bytes. 1: more to do at once; 0: the channel is empty; -errno: it is dead, or -EPROTO: a frame
+  // was malformed and malformed() says how.
+  int pump(uint64_t budget);
+  const char* malformed() const noexcept { return malformed_; }
+  // From now on nothing of ours is written to the region.
+  void revoke(RegionId region);
+  void close() noexcept;
+
+ private:
+  struct Plan {
+    explicit Plan(LinkState& owner) : link(owner) {}
+    ~Plan() { link.release_plan(reserved); }
+    LinkState& link;
+    PagedCopy copy;  // destination side; the source side is dense, because that is what the stream is
+    std::vector<std::byte*> bases;
+    uint64_t reserved = 0;
+    bool sink = false;  // refused: its chunks land nowhere
+  };
+  struct Batch {
+    std::shared_ptr<Inbound> shared;
+    std::vector<std::pair<uint32_t, std::unique_ptr<Plan>>> plans;  // by copy
+    uint64_t received = 0;
+    Plan* find(uint32_t copy) const noexcept {
+      for (const auto& [index, plan] : plans)
+        if (index == copy) return plan.get();
+      return nullptr;
+    }
+  };
+  enum class Stage : uint8_t { kHeader, kPlan, kPayload, kTail };
+
+  bool turn_away(const char* why) noexcept;
+  Batch* open(BatchId id);
+  bool on_header();
+  bool begin_plan();
+  bool begin_chunk();
+  bool finish_end();
+  void parse_plan(size_t bytes);
+  void finish_plan();
+  void fill();
+  void consume(uint64_t bytes) noexcept;
+  int64_t read_some();
+
+  LinkState& link_;
+  Channel& channel_;
+  Sender& acks_;
+  const uint32_t index_;
+  const char* malformed_ = nullptr;
+  std::unordered_map<BatchId, Batch> batches_;
+
+  Stage stage_ = Stage::kHeader;
+  std::array<std::byte, kHeaderBytes> header_bytes_{};
+  size_t header_have_ = 0;
+  FrameHeader header_;
+  Batch* batch_ = nullptr;  // of the frame under way
+  Plan* plan_ = nullptr;    // likewise
+  uint64_t unread_ = 0;     // of the frame's body, not yet read
+  Bytes tail_;
+
+  // PLAN: what was read and not yet parsed. Otherwise the sink.
+  std::vector<std::byte> scratch_;
+  size_t scratch_have_ = 0;
+
+  // CHUNK: where the next bytes go.
+  std::array<iovec, 1024> iov_;
+  size_t at_ = 0, end_ = 0;
+  uint64_t unfilled_ = 0;  // of the payload, not yet in the window
+  Cursor cursor_;
+  bool sink_ = false;
+};
+
+}  // namespace pdxfer::transport::stream

@@ -1,0 +1,249 @@
+// Filling and writing windows; see sender.hpp.
+#include "transport/stream/sender.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "core/paged_copy.hpp"
+
+namespace pdxfer::transport::stream {
+namespace {
+constexpr size_t kScratch = 64 << 10;
+constexpr uint64_t kWindow = 1 << 20;  // large enough to amortise a system call, small enough to share a loop
+constexpr size_t kPlanReserve = 4096;  // begin a frame only when this much scratch is left, so that it gets somewhere
+alignas(64) constexpr std::byte kZeros[64 << 10] = {};
+}  // namespace
+
+Sender::Sender(LinkState& link, Channel& channel, uint32_t index)
+    : link_(link),
+      channel_(channel),
+      index_(index),
+      queue_(std::max<uint64_t>(2 * link.limits.chunk_bytes, kWindow)),
+      scratch_(kScratch) {
+  ends_.reserve(64);
+}
+
+int Sender::pump(uint64_t budget) {
+  uint64_t done = 0;
+  while (done < budget) {
+    if (at_ == end_) {
+      fill();
+      if (at_ == end_) return 0;
+    }
+    const int64_t n = channel_.writev({iov_.data() + at_, end_ - at_});
+    if (n <= 0) return static_cast<int>(n);
+    consume(static_cast<uint64_t>(n));
+    done += static_cast<uint64_t>(n);
+  }
+  return 1;
+}
+
+void Sender::consume(uint64_t bytes) noexcept {
+  while (bytes > 0) {
+    iovec& first = iov_[at_];
+    const uint64_t step = std::min<uint64_t>(bytes, first.iov_len);
+    first.iov_base = static_cast<std::byte*>(first.iov_base) + step;
+    first.iov_len -= step;
+    bytes -= step;
+    if (first.iov_len == 0) ++at_;
+  }
+  if (at_ < end_) return;
+  // Everything of these batches on this stream is with the channel: nothing here points to them any more.
+  for (Outbound* batch : ends_) batch->ends_left.fetch_sub(1, std::memory_order_release);
+  ends_.clear();
+}
+
+void Sender::append(const void* data, uint64_t bytes) noexcept {
+  if (bytes == 0) return;
+  window_ += bytes;
+  // Neighbours in memory are one entry, wherever the walk cut them: source pages often lie in order.
+  if (end_ > 0) {
+    iovec& last = iov_[end_ - 1];
+    if (static_cast<const std::byte*>(last.iov_base) + last.iov_len == data) {
+      last.iov_len += bytes;
+      return;
+    }
+  }
+  iov_[end_++] = {const_cast<void*>(data), bytes};
+}
+
+void Sender::append_header(const FrameHeader& header) noexcept {
+  std::memcpy(scratch_.data() + scratch_used_, &header, kHeaderBytes);
+  append(scratch_.data() + scratch_used_, kHeaderBytes);
+  scratch_used_ += kHeaderBytes;
+}
+
+void Sender::fill() {
+  at_ = end_ = scratch_used_ = 0;
+  window_ = 0;
+  snapshots_.clear();
+  // Two entries are the most that one step below appends before it looks again (a header and a tail).
+  while (end_ + 2 <= iov_.size() && window_ < kWindow && scratch_used_ + kPlanReserve <= kScratch) {
+    if (in_plan_)
+      append_plan();
+    else if (in_chunk_)
+      append_extents();
+    else if (!begin_next())
+      return;
+  }
+}
+
+// The next frame's header, acknowledgements first: they free the other end's batches. False when there is nothing.
+bool Sender::begin_next() {
+  if (!acks_.empty()) {
+    append_header(acks_.front());
+    acks_.pop_front();
+    return true;
+  }
+  bool hungry = false;
+  const bool any = queue_.pop(item_, hungry);
+  if (hungry) link_.wake();
+  if (!any) return false;
+  if (item_.bytes == 0) {
+    append_end(*item_.batch);
+    return true;
+  }
+  if (!admit(item_)) return true;
+  const PagedCopy& copy = item_.batch->plan->copies[item_.copy];
+  left_ = item_.bytes;
+  zeros_ = false;
+  in_chunk_ = true;
+  if (item_.with_plan) {
+    FrameHeader header;
+    header.type = FrameType::kPlan;
+    header.batch = item_.batch->id;
+    header.copy = item_.copy;
+    header.words[0] = static_cast<uint32_t>(copy.pairs.size());
+    header.words[1] = static_cast<uint32_t>(copy.runs.size());
+    header.body = copy.pairs.size() * sizeof(WirePair) + copy.runs.size() * sizeof(WireRun);
+    append_header(header);
+    plan_pair_ = plan_run_ = 0;
+    in_plan_ = true;
+  }
+  return true;
+}
+
+// May this piece still be read? Not when its batch was given up, nor when one of its regions has gone since.
+bool Sender::admit(const SendItem& item) {
+  Outbound& batch = *item.batch;
+  if (batch.stop.load(std::memory_order_acquire) != 0) return false;
+  if (item.epoch == link_.regions.epoch()) return true;
+  const PagedCopy& copy = batch.plan->copies[item.copy];
+  const bool there =
+      std::ranges::all_of(copy.pairs, [&](const RegionPair& p) { return link_.regions.find(p.src).data != nullptr; });
+  if (there) return true;
+  int32_t none = 0;
+  if (batch.stop.compare_exchange_strong(none, static_cast<int32_t>(Code::kInvalid)))
+    link_.post({LinkEvent::Kind::kRevoked, batch.id, {}, {}});
+  return false;
+}
+
+void Sender::append_end(Outbound& batch) {
+  FrameHeader header;
+  header.type = FrameType::kEnd;
+  header.batch = batch.id;
+  header.words[0] = static_cast<uint32_t>(batch.stop.load(std::memory_order_acquire));
+  header.words[1] = static_cast<uint32_t>(std::popcount(batch.streams));
+  header.count = batch.bytes;
+  header.flags = batch.tag.has_value() ? kTagged : 0;
+  header.tag = batch.tag.value_or(0);
+  const bool carries_tail = static_cast<uint32_t>(std::countr_zero(batch.streams)) == index_ && !batch.tail.empty();
+  header.body = carries_tail ? batch.tail.size() : 0;
+  append_header(header);
+  if (carries_tail) append(batch.tail.data(), batch.tail.size());
+  ends_.push_back(&batch);
+}
+
+void Sender::append_plan() noexcept {
+  const PagedCopy& copy = item_.batch->plan->copies[item_.copy];
+  std::byte* const begin = scratch_.data() + scratch_used_;
+  std::byte* to = begin;
+  std::byte* const stop = scratch_.data() + kScratch - kHeaderBytes;
+  for (; plan_pair_ < copy.pairs.size() && to + sizeof(WirePair) <= stop; ++plan_pair_) {
+    const RegionPair& p = copy.pairs[plan_pair_];
+    const WirePair wire{p.dst, 0, p.dst_offset, p.dst_stride, p.slot_bytes};
+    std::memcpy(to, &wire, sizeof wire);
+    to += sizeof wire;
+  }
+  if (plan_pair_ == copy.pairs.size()) {
+    for (; plan_run_ < copy.runs.size() && to + sizeof(WireRun) <= stop; ++plan_run_) {
+      const WireRun wire{copy.runs[plan_run_].dst_slot, copy.runs[plan_run_].count};
+      std::memcpy(to, &wire, sizeof wire);
+      to += sizeof wire;
+    }
+  }
+  const auto bytes = static_cast<size_t>(to - begin);
+  append(begin, bytes);
+  scratch_used_ += bytes;
+  in_plan_ = plan_pair_ < copy.pairs.size() || plan_run_ < copy.runs.size();
+}
+
+void Sender::append_extents() noexcept {
+  const PagedCopy& copy = item_.batch->plan->copies[item_.copy];
+  if (left_ == item_.bytes) {
+    FrameHeader header;
+    header.type = FrameType::kChunk;
+    header.batch = item_.batch->id;
+    header.body = left_;
+    header.copy = item_.copy;
+    header.words[0] = item_.cursor.pair;
+    header.words[1] = item_.cursor.run;
+    header.words[2] = item_.cursor.slot;
+    header.count = item_.cursor.byte;
+    append_header(header);
+  }
+  const std::vector<std::byte*>& bases = item_.batch->copies[item_.copy].bases;
+  const uint64_t most = window_ < kWindow ? kWindow : window_ + 1;  // always get somewhere
+  while (left_ > 0 && window_ < most && end_ < iov_.size()) {
+    if (zeros_) {
+      const uint64_t bytes = std::min<uint64_t>(left_, sizeof kZeros);
+      iov_[end_++] = {const_cast<std::byte*>(kZeros), bytes};
+      window_ += bytes;
+      left_ -= bytes;
+      continue;
+    }
+    const Extent e = next_extent(copy, item_.cursor, std::min(left_, most - window_));
+    append(bases[e.pair] + e.src_offset, e.bytes);
+    left_ -= e.bytes;
+  }
+  in_chunk_ = left_ > 0;
+}
+
+void Sender::revoke(RegionId region, const Buffer& buffer) {
+  if (in_chunk_ && !zeros_) {
+    const PagedCopy& copy = item_.batch->plan->copies[item_.copy];
+    if (std::ranges::any_of(copy.pairs, [&](const RegionPair& p) { return p.src == region; })) {
+      zeros_ = true;
+      int32_t none = 0;
+      if (item_.batch->stop.compare_exchange_strong(none, static_cast<int32_t>(Code::kInvalid)))
+        link_.post({LinkEvent::Kind::kRevoked, item_.batch->id, {}, {}});
+    }
+  }
+  const auto inside = [&](const iovec& v) {
+    const auto* data = static_cast<const std::byte*>(v.iov_base);
+    return data < buffer.data + buffer.bytes && data + v.iov_len > buffer.data;
+  };
+  uint64_t bytes = 0;
+  for (size_t i = at_; i < end_; ++i) bytes += inside(iov_[i]) ? iov_[i].iov_len : 0;
+  if (bytes == 0) return;
+  Bytes kept(bytes);
+  std::byte* to = kept.data();
+  for (size_t i = at_; i < end_; ++i) {
+    if (!inside(iov_[i])) continue;
+    std::memcpy(to, iov_[i].iov_base, iov_[i].iov_len);
+    iov_[i].iov_base = to;
+    to += iov_[i].iov_len;
+  }
+  snapshots_.push_back(std::move(kept));
+}
+
+void Sender::close() noexcept {
+  queue_.close();
+  acks_.clear();
+  in_plan_ = in_chunk_ = false;
+  at_ = end_ = 0;
+  ends_.clear();
+}
+
+}  // namespace pdxfer::transport::stream

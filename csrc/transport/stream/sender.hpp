@@ -1,0 +1,64 @@
+// Sender: the outgoing half of one stream. It turns queued pieces into frames, gathers headers and source extents into
+// one window of iovecs, and writes windows to the channel. No payload byte is copied in user space. Its io thread only,
+// except queue().
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <deque>
+#include <vector>
+
+#include "transport/stream/channel.hpp"
+#include "transport/stream/link_state.hpp"
+#include "transport/stream/outbound.hpp"
+
+namespace pdxfer::transport::stream {
+
+class Sender {
+ public:
+  Sender(LinkState& link, Channel& channel, uint32_t index);
+
+  SendQueue& queue() noexcept { return queue_; }
+  void push_ack(const FrameHeader& ack) { acks_.push_back(ack); }
+  // Writes about `budget` bytes. 1: more to do at once; 0: nothing to send, or the channel is full; else -errno.
+  int pump(uint64_t budget);
+  // From now on nothing reads the region: what the window holds of it is copied out, what follows is sent as zeros.
+  void revoke(RegionId region, const Buffer& buffer);
+  void close() noexcept;
+
+ private:
+  void fill();
+  bool begin_next();
+  bool admit(const SendItem& item);
+  void append(const void* data, uint64_t bytes) noexcept;
+  void append_header(const FrameHeader& header) noexcept;
+  void append_end(Outbound& batch);
+  void append_plan() noexcept;
+  void append_extents() noexcept;
+  void consume(uint64_t bytes) noexcept;
+
+  LinkState& link_;
+  Channel& channel_;
+  const uint32_t index_;
+  SendQueue queue_;
+  std::deque<FrameHeader> acks_;
+
+  // The frame under way.
+  SendItem item_;
+  bool in_plan_ = false, in_chunk_ = false;
+  bool zeros_ = false;  // the source is gone, the bytes are promised
+  size_t plan_pair_ = 0, plan_run_ = 0;
+  uint64_t left_ = 0;  // of the chunk's payload, not yet in a window
+
+  // The window under way: what is between iov_[at_] and iov_[end_] waits for the channel.
+  std::array<iovec, 1024> iov_;
+  size_t at_ = 0, end_ = 0;
+  uint64_t window_ = 0;             // bytes in it when it was filled
+  std::vector<std::byte> scratch_;  // headers and plans of the window
+  size_t scratch_used_ = 0;
+  std::vector<Outbound*> ends_;   // whose END is in the window
+  std::vector<Bytes> snapshots_;  // of revoked regions, while the window points there
+};
+
+}  // namespace pdxfer::transport::stream

@@ -1,0 +1,52 @@
+// StreamHub: everything of a stream-based transport but the making of channels: registered memory, io threads, peers
+// and completions. tcp owns one over sockets, shm's staging mode one over rings in shared memory.
+//
+// Threads as the seam says: poll from the worker, the rest from any thread. Io threads start with the first peer.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "transport/stream/channel.hpp"
+#include "transport/stream/io_loop.hpp"
+#include "transport/stream/region_table.hpp"
+#include "transport/transport.hpp"
+
+namespace pdxfer::transport::stream {
+
+class StreamPeer;
+
+class StreamHub {
+ public:
+  // `transport` names the caller in errors and in describe(); a literal. Uses context.limits and context.wake.
+  StreamHub(const Context& context, const char* transport);
+  ~StreamHub();  // its peers are gone before
+  StreamHub(const StreamHub&) = delete;
+  StreamHub& operator=(const StreamHub&) = delete;
+
+  // The bodies of Transport's functions of the same names. Keys are empty: the wire names regions by id.
+  Bytes register_memory(const Region& region);
+  void deregister_memory(RegionId region);
+  size_t poll(std::span<Completion> out);
+
+  // A peer over 1 to 64 connected channels, the same in the same order at both ends. Throws Error.
+  std::unique_ptr<Peer> make_peer(PeerId peer, std::vector<std::unique_ptr<Channel>> channels, std::string description);
+
+ private:
+  friend class StreamPeer;
+  void forget(StreamPeer* peer);
+
+  const Limits limits_;
+  const std::function<void()> wake_;
+  const char* const transport_;
+  RegionTable regions_;
+  std::mutex mutex_;  // guards what follows; io threads never take it
+  std::vector<std::unique_ptr<IoLoop>> loops_;
+  std::vector<StreamPeer*> peers_;
+  size_t next_peer_ = 0;  // who is polled first
+};
+
+}  // namespace pdxfer::transport::stream

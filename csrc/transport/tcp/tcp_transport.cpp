@@ -1,0 +1,155 @@
+// Setting up links over TCP; see tcp_transport.hpp. The connecting end decides the number of streams and tells it in
+// the preamble of each: index = stream | streams << 16.
+#include "transport/tcp/tcp_transport.hpp"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "sys/socket.hpp"
+#include "sys/token_listener.hpp"
+#include "transport/stream/frame.hpp"
+#include "transport/stream/stream_hub.hpp"
+#include "transport/tcp/socket_channel.hpp"
+
+namespace pdxfer::transport {
+namespace {
+
+constexpr uint8_t kAddressVersion = 1;
+constexpr std::array<std::byte, 4> kWelcome{std::byte{'P'}, std::byte{'D'}, std::byte{'X'}, std::byte{'T'}};
+
+class TcpTransport final : public Transport {
+ public:
+  explicit TcpTransport(const Context& context)
+      : limits_(context.limits),
+        listener_(sys::listen_on(context.host, 0), "pdx-tcp"),
+        address_(listener_.address()),
+        hub_(context, "tcp") {}
+
+  const char* name() const override { return "tcp"; }
+  Bytes address() override;
+  Bytes register_memory(const Region& region) override { return hub_.register_memory(region); }
+  void deregister_memory(RegionId region) override { hub_.deregister_memory(region); }
+  std::unique_ptr<Peer> connect(const Link& link) override;
+  size_t poll(std::span<Completion> out) override { return hub_.poll(out); }
+
+ private:
+  std::vector<sys::UniqueFd> dial(const Link& link, const sys::Token& token);
+  std::vector<sys::UniqueFd> take(const Link& link, const sys::Token& token);
+  void configure(int fd) const;
+
+  const Limits limits_;
+  sys::TokenListener listener_;
+  const sys::SocketAddress address_;
+  stream::StreamHub hub_;
+};
+
+// u8 version, u16 port little-endian, host as text.
+Bytes TcpTransport::address() {
+  const std::string host = address_.host();
+  const uint16_t port = address_.port();
+  Bytes bytes{std::byte{kAddressVersion}, static_cast<std::byte>(port & 0xff), static_cast<std::byte>(port >> 8)};
+  for (const char c : host) bytes.push_back(static_cast<std::byte>(c));
+  return bytes;
+}
+
+std::pair<std::string, uint16_t> parse_address(const Link& link) {
+  const Bytes& bytes = link.address;
+  if (bytes.size() < 4 || bytes.size() > 3 + 255 || std::to_integer<uint8_t>(bytes[0]) != kAddressVersion)
+    throw Error(Code::kUnavailable, "tcp: the peer's address is malformed or of another version of pdxfer");
+  const auto port =
+      static_cast<uint16_t>(std::to_integer<unsigned>(bytes[1]) | std::to_integer<unsigned>(bytes[2]) << 8);
+  std::string host(reinterpret_cast<const char*>(bytes.data()) + 3, bytes.size() - 3);
+  if (host.find('\0') != std::string::npos) throw Error(Code::kUnavailable, "tcp: the peer's address is malformed");
+  if (host == "0.0.0.0" || host == "::") {
+    if (link.host_hint.empty())
+      throw Error(Code::kUnavailable,
+                  "tcp: the peer listens on every interface and no host to reach it is known; "
+                  "give it an address of its own with PDXFER_HOST");
+    host = link.host_hint;
+  }
+  return {host, port};
+}
+
+// A connection whose other end is silent while bytes are outstanding, or does not even answer keep-alives, breaks.
+void TcpTransport::configure(int fd) const {
+  const int timeout_ms = static_cast<int>(std::clamp<uint32_t>(limits_.peer_timeout_ms, 100, 600000));
+  const int seconds = std::max(1, timeout_ms / 3000);
+  sys::set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY");
+  sys::set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, timeout_ms, "TCP_USER_TIMEOUT");
+  sys::set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1, "SO_KEEPALIVE");
+  sys::set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, seconds, "TCP_KEEPIDLE");
+  sys::set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, seconds, "TCP_KEEPINTVL");
+  sys::set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3, "TCP_KEEPCNT");
+}
+
+std::vector<sys::UniqueFd> TcpTransport::dial(const Link& link, const sys::Token& token) {
+  const auto [host, port] = parse_address(link);
+  const uint32_t streams = std::clamp<uint32_t>(limits_.tcp_streams, 1, stream::kMaxStreams);
+  std::vector<sys::UniqueFd> fds;
+  for (uint32_t i = 0; i < streams; ++i) {
+    fds.push_back(sys::connect_to(host, port, link.deadline));
+    sys::send_preamble(fds.back().get(), token, i | streams << 16, link.deadline);
+  }
+  std::array<std::byte, kWelcome.size()> answer{};
+  sys::recv_exact(fds[0].get(), answer, link.deadline);
+  if (answer != kWelcome) throw Error(Code::kUnavailable, "tcp: " + host + " answered with something else");
+  return fds;
+}
+
+std::vector<sys::UniqueFd> TcpTransport::take(const Link& link, const sys::Token& token) {
+  auto [index, first] = listener_.take_any(token, link.deadline);
+  const uint32_t streams = index >> 16;
+  if (streams == 0 || streams > stream::kMaxStreams || (index & 0xffff) >= streams)
+    throw Error(Code::kUnavailable,
+                "tcp: the peer asks for " + std::to_string(streams) + " streams; 1 to 64 are possible");
+  std::vector<sys::UniqueFd> fds(streams);
+  fds[index & 0xffff] = std::move(first);
+  for (uint32_t i = 0; i < streams; ++i)
+    if (!fds[i]) fds[i] = listener_.take(token, i | streams << 16, link.deadline);
+  sys::send_exact(fds[0].get(), kWelcome, link.deadline);
+  return fds;
+}
+
+std::unique_ptr<Peer> TcpTransport::connect(const Link& link) {
+  sys::Token token;
+  std::copy(std::begin(link.token), std::end(link.token), token.begin());
+  std::vector<sys::UniqueFd> fds;
+  try {
+    if (link.role == Role::kAccept) {
+      listener_.expect(token, stream::kMaxStreams);
+      try {
+        fds = take(link, token);
+      } catch (...) {
+        listener_.forget(token);
+        throw;
+      }
+      listener_.forget(token);
+    } else {
+      fds = dial(link, token);
+    }
+  } catch (const Error& error) {
+    if (error.code() == Code::kUnavailable) throw;
+    throw Error(Code::kUnavailable, std::string("tcp: ") + error.what(), error.status().native);
+  }
+  const std::string where = sys::remote_address(fds[0].get()).to_string();
+  std::vector<std::unique_ptr<stream::Channel>> channels;
+  for (sys::UniqueFd& fd : fds) {
+    configure(fd.get());
+    channels.push_back(std::make_unique<SocketChannel>(std::move(fd)));
+  }
+  const std::string count = std::to_string(channels.size());
+  return hub_.make_peer(link.peer, std::move(channels),
+                        count + (count == "1" ? " stream with " : " streams with ") + where);
+}
+
+}  // namespace
+
+std::unique_ptr<Transport> make_tcp(Context context) { return std::make_unique<TcpTransport>(context); }
+
+}  // namespace pdxfer::transport

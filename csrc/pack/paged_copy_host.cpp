@@ -22,7 +22,8 @@ constexpr uint64_t kAhead = 4096;  // bytes prefetched and not yet copied
 constexpr unsigned kRing = 32;     // pieces in that distance at most; a power of two
 constexpr uint64_t kLine = 64;
 constexpr uint64_t kStreaming = 1 << 20;  // copies up to this stay in the cache, where their reader finds them
-constexpr uint64_t kSlice = 128 << 10;    // least work worth a helper's wake-up
+constexpr uint64_t kShared = 4 << 20;     // waking helpers costs more than they save on less than this
+constexpr uint64_t kSlice = 512 << 10;    // what helpers take at a time, at least
 constexpr auto kLongestWait = std::chrono::seconds(1);
 
 struct Piece {
@@ -107,11 +108,11 @@ HostCopier::HostCopier(unsigned threads) {
 uint64_t HostCopier::copy(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
                           std::span<std::byte* const> dst) noexcept {
   std::unique_lock<std::mutex> use(in_use_, std::defer_lock);
-  if (helpers_.empty() || budget < 2 * kSlice || copy.bytes < 2 * kSlice || !use.try_lock())
+  if (helpers_.empty() || budget < kShared || copy.bytes < kShared || !use.try_lock())
     return copy_alone(copy, cursor, budget, src, dst);
   Cursor end = cursor;
   const uint64_t bytes = advance(copy, end, budget);
-  if (bytes < 2 * kSlice) return copy_alone(copy, cursor, bytes, src, dst);
+  if (bytes < kShared) return copy_alone(copy, cursor, bytes, src, dst);
   std::unique_lock<std::mutex> lock(mutex_);
   job_.copy = &copy;
   job_.src = src;

@@ -2,8 +2,8 @@
 // threads. The engine hands its copy() to transports (transport::HostCopy).
 //
 // Owns its helper threads (pdx-copy-1, ...), joined by the destructor. copy() may be called from several threads at
-// once: one of them gets the helpers, the others copy alone. It neither allocates nor throws, and locks once per
-// slice of hundreds of KiB.
+// once: one of them gets the helpers, the others copy alone. Helpers take part in steps of 4 MiB and more. It neither
+// allocates nor throws, and locks once per slice of 512 KiB or more.
 #pragma once
 
 #include <array>

@@ -3,15 +3,17 @@
 #include "plan/layout.hpp"
 
 #include <algorithm>
+#include <concepts>
 #include <unordered_map>
 #include <utility>
 
 namespace pdxfer::plan {
 namespace {
 
-std::string text(uint64_t value) { return std::to_string(value); }
-std::string text(int64_t value) { return std::to_string(value); }
-std::string text(uint32_t value) { return std::to_string(value); }
+template <std::integral T>
+std::string text(T value) {
+  return std::to_string(value);
+}
 std::string text(const std::string& value) {
   std::string quoted = "'";
   quoted += value;

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <random>
 #include <string>
@@ -25,7 +26,10 @@ struct Bench {
 
   void fill(size_t bytes, std::mt19937& random) {
     src.resize(bytes);
-    for (std::byte& b : src) b = static_cast<std::byte>(random());
+    for (size_t i = 0; i + 4 <= bytes; i += 4) {
+      const uint32_t word = random();
+      std::memcpy(&src[i], &word, 4);
+    }
     dst.assign(bytes, std::byte{0xEE});
     copy.seal();
     src_base.assign(copy.pairs.size(), src.data());
@@ -117,13 +121,14 @@ TEST_CASE("every size, alignment and number of threads copies what it should and
     CHECK(copier.threads() == threads);
     for (const uint64_t slot_bytes : {1u, 3u, 63u, 64u, 65u, 255u, 256u, 1000u, 1152u, 2048u, 2049u, 70001u}) {
       for (const uint64_t gap : {0u, 1u, 64u}) {
-        // Enough slots that some of these pass the size from which stores bypass the caches.
-        const auto slots = static_cast<uint32_t>(std::clamp<uint64_t>((3u << 20) / slot_bytes, 10, 2000));
+        // The large ones pass the sizes from which stores bypass the caches and helpers take part.
+        const auto slots =
+            static_cast<uint32_t>(std::clamp<uint64_t>((gap == 0 ? 5u << 20 : 1u << 18) / slot_bytes, 10, 6000));
         Bench bench = make_bench(random, 2, slots, slot_bytes, gap);
         Cursor cursor;
         uint64_t total = 0;
         while (true) {
-          const uint64_t budget = random() % 3 == 0 ? UINT64_MAX : 1 + random() % (1u << 20);
+          const uint64_t budget = random() % 3 == 0 ? UINT64_MAX : 1 + random() % (1u << 21);
           const uint64_t step = copier.copy(bench.copy, cursor, budget, bench.src_base, bench.dst_base);
           if (step == 0) break;
           REQUIRE(step <= budget);
@@ -139,12 +144,12 @@ TEST_CASE("every size, alignment and number of threads copies what it should and
 
 TEST_CASE("a step copies exactly its budget and leaves the rest alone") {
   std::mt19937 random(3);
-  Bench bench = make_bench(random, 3, 2000, 1024, 0);
+  Bench bench = make_bench(random, 3, 5000, 1024, 0);
   HostCopier copier(2);
   Cursor cursor;
   CHECK(copier.copy(bench.copy, cursor, 0, bench.src_base, bench.dst_base) == 0);
   CHECK(cursor == Cursor{});
-  const uint64_t budget = 777777;
+  const uint64_t budget = 7777777;
   CHECK(copier.copy(bench.copy, cursor, budget, bench.src_base, bench.dst_base) == budget);
   Cursor expected;
   advance(bench.copy, expected, budget);
@@ -174,13 +179,13 @@ TEST_CASE("several callers at once each get their own copy right") {
   std::mt19937 random(4);
   HostCopier copier(3);
   std::vector<Bench> benches;
-  for (int i = 0; i < 3; ++i) benches.push_back(make_bench(random, 2, 2000, 1024, 0));
+  for (int i = 0; i < 3; ++i) benches.push_back(make_bench(random, 2, 8000, 1024, 0));
   std::vector<std::thread> callers;
   for (Bench& bench : benches)
     callers.emplace_back([&] {
-      for (int repeat = 0; repeat < 20; ++repeat) {
+      for (int repeat = 0; repeat < 10; ++repeat) {
         Cursor cursor;
-        while (copier.copy(bench.copy, cursor, 600 << 10, bench.src_base, bench.dst_base) != 0) {
+        while (copier.copy(bench.copy, cursor, 5 << 20, bench.src_base, bench.dst_base) != 0) {
         }
       }
     });

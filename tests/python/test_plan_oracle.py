@@ -115,11 +115,11 @@ def test_whole_pages_of_mixed_sizes(seed, page_size, style):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_large_enough_to_stream_on_several_threads(threads):
     rng = np.random.default_rng(threads)
-    sizes = [1153] * 6  # odd: no buffer but the first is aligned
+    sizes = [1153] * 12  # odd: pages are not aligned
     src, dst = place(rng, sizes, 700), place(rng, sizes, 800)
     pages = rng.permutation(700)[:600].astype(np.int32), rng.permutation(800)[:600].astype(np.int32)
     plan = check(src, dst, *pages, threads=threads, chunk_bytes=1 << 40)
-    assert plan.bytes == 600 * 6 * 1153
+    assert plan.bytes == 600 * 12 * 1153
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,0 +1,96 @@
+"""The pools of both ends: allocation within what the machine has, source content and guard content.
+
+Every buffer is its own allocation, as a serving engine allocates one tensor per layer. Source content is one block of
+seeded random bytes, rotated by a different amount in every buffer: both ends can make it without talking, and a page
+that lands in the wrong slot, layer or group is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pdxfer.bench.errors import BenchError
+
+ByteArray = npt.NDArray[np.uint8]
+
+GUARD = 0xA5
+ROTATION = 4099  # bytes between the starts of two buffers' content: prime, so no page size divides it
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping: MemAvailable, or what is left of this cgroup's limit."""
+    available = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):  # no cgroup v2, or the root group, which has no limit
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((_CGROUP / "memory.current").read_text())
+            stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+            used -= int(stat.get("inactive_file", "0"))
+            available = min(available, max(0, int(limit) - used))
+    return available
+
+
+class Content:
+    """What source buffers hold: `of(buffer)` is a read-only view of its bytes.
+
+    Args:
+        seed: both ends give the same.
+        buffer_bytes: bytes of one source buffer.
+        buffers: how many there are.
+    """
+
+    def __init__(self, seed: int, buffer_bytes: int, buffers: int) -> None:
+        words = (buffer_bytes + buffers * ROTATION) // 8 + 1
+        self._block: ByteArray = np.random.PCG64(seed).random_raw(words).view(np.uint8)
+        self._block.flags.writeable = False
+        self._bytes = buffer_bytes
+
+    def of(self, buffer: int) -> ByteArray:
+        return self._block[buffer * ROTATION : buffer * ROTATION + self._bytes]
+
+
+def allocate(buffers: int, buffer_bytes: int) -> list[ByteArray]:
+    """That many buffers of that many bytes, unwritten.
+
+    Raises:
+        BenchError: the machine does not have them; nothing stays allocated.
+    """
+    need, have = buffers * buffer_bytes, available_memory()
+    if need > have:
+        raise BenchError(f"a pool of {need >> 20} MiB does not fit the {have >> 20} MiB available; lower --tokens")
+    return [np.empty(buffer_bytes, dtype=np.uint8) for _ in range(buffers)]
+
+
+def fill_source(pool: list[ByteArray], content: Content) -> None:
+    for index, buffer in enumerate(pool):
+        np.copyto(buffer, content.of(index))
+
+
+def fill_guard(pool: list[ByteArray]) -> None:
+    for buffer in pool:
+        buffer.fill(GUARD)
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on; no host name."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": os.uname().release,
+        "arch": os.uname().machine,
+    }

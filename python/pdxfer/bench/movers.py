@@ -1,0 +1,92 @@
+"""What the bench asks of a library that moves pages: pdxfer itself, and the peers in bench/peers.
+
+A library is two classes, one per end, found by name in `MOVERS`. The runner times `transfer` and nothing else.
+Optional libraries are imported when their class is made, never before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pdxfer.bench.memory import ByteArray
+from pdxfer.bench.workloads import Geometry, Pages
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a library is to be set up; travels to the other end as JSON."""
+
+    transport: str  # shm | tcp | auto
+    settings: dict[str, str] = field(default_factory=dict)  # pdxfer.Config fields
+    host: str = "127.0.0.1"  # where this end can be reached by the other
+    secret: str = ""
+
+
+@dataclass(frozen=True)
+class Path:
+    """What the library does with the bytes, as it says itself."""
+
+    transport: str
+    path: str
+    reason: str = ""
+    copy_threads: int = 1
+    streams: int = 1
+
+
+class Sender(Protocol):
+    """The end that writes. Throws what the library throws; the runner turns it into a failed row."""
+
+    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
+        """Register the source pool and connect to the receiver, of which `remote` is what its `open` returned."""
+
+    def path(self) -> Path:
+        """How bytes travel now. Connected only."""
+
+    def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
+        """Whatever can be done once for a pair of pools (not for a page list)."""
+
+    def transfer(self, number: int) -> float:
+        """Move the pages and return when the library says that they are there. Returns seconds spent planning.
+
+        Everything that a server must do anew for every request is done in here.
+        """
+
+    def note(self) -> str:
+        """What a reader of the row should know; empty mostly."""
+
+    def versions(self) -> dict[str, str]: ...
+
+    def close(self) -> None: ...
+
+
+class Receiver(Protocol):
+    """The end that is written to."""
+
+    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
+        """Register the destination pool; returns what the sender needs, as JSON."""
+
+    def arrived(self, number: int) -> None:
+        """Raise when the library has a notice of arrival and it did not come."""
+
+    def close(self) -> None: ...
+
+
+# library -> (module, what to install)
+MOVERS = {
+    "pdxfer": ("pdxfer.bench.own", "pip install pdxfer"),
+    "nixl": ("pdxfer.bench.peers.nixl", "pip install --no-deps nixl nixl-cu13"),
+    "mooncake": ("pdxfer.bench.peers.mooncake", "pip install mooncake-transfer-engine-non-cuda"),
+}
+PEERS = ("nixl", "mooncake")
+
+
+def make_sender(library: str, options: Options) -> Sender:
+    sender: Sender = importlib.import_module(MOVERS[library][0]).make_sender(options)
+    return sender
+
+
+def make_receiver(library: str, options: Options) -> Receiver:
+    receiver: Receiver = importlib.import_module(MOVERS[library][0]).make_receiver(options)
+    return receiver

@@ -1,0 +1,154 @@
+"""Mooncake's transfer engine over TCP, with runs of pages merged as SGLang merges them.
+
+The whole request goes in one synchronous batch. When the engine refuses that many entries, smaller batches are tried
+once, and the row says which size worked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from pdxfer.bench.errors import BenchError
+from pdxfer.bench.memory import ByteArray
+from pdxfer.bench.movers import Options, Path
+from pdxfer.bench.workloads import Geometry, Pages, joint_runs
+
+BATCHES = (0, 8192, 1024, 128)  # entries per call to try; 0: all
+
+
+def _engine(options: Options) -> Any:
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("MC_LOG_LEVEL", "ERROR")
+    from mooncake.engine import TransferEngine
+
+    engine = TransferEngine()
+    code = engine.initialize(options.host, "P2PHANDSHAKE", "tcp", "")
+    if code != 0:
+        raise BenchError(f"Mooncake's engine did not start on {options.host}: code {code}")
+    return engine
+
+
+def _register(engine: Any, pool: list[ByteArray]) -> list[int]:
+    addresses = [buffer.ctypes.data for buffer in pool]
+    code = engine.batch_register_memory(addresses, [buffer.nbytes for buffer in pool])
+    if code != 0:
+        raise BenchError(f"Mooncake did not register the pool: code {code}")
+    return addresses
+
+
+def make_sender(options: Options) -> MooncakeSender:
+    return MooncakeSender(options)
+
+
+def make_receiver(options: Options) -> MooncakeReceiver:
+    return MooncakeReceiver(options)
+
+
+class MooncakeSender:
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._engine = _engine(options)
+        self._target = ""
+        self._local: list[int] = []
+        self._remote: list[int] = []
+        self._geometry: Geometry | None = None
+        self._pages: tuple[Pages, Pages] | None = None
+        self._batch = 0
+
+    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
+        self._local = _register(self._engine, pool)
+        self._target, self._remote = remote["address"], remote["buffers"]
+
+    def path(self) -> Path:
+        return Path("tcp", "Mooncake tcp", streams=int(self._options.settings.get("tcp_streams", 4)))
+
+    def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
+        self._geometry, self._pages, self._batch = geometry, (src, dst), 0
+
+    def transfer(self, number: int) -> float:
+        begin = time.perf_counter()
+        entries = self._entries()
+        planned = time.perf_counter() - begin
+        code = self._write(entries, self._batch)
+        if code != 0 and number == 0:
+            for self._batch in BATCHES[1:]:
+                code = self._write(entries, self._batch)
+                if code == 0:
+                    break
+        if code != 0:
+            raise BenchError(
+                f'Mooncake refused {len(entries[0])} entries (code {code}; its log says "queue full" for too many)'
+            )
+        return planned
+
+    def _entries(self) -> tuple[list[int], list[int], list[int]]:
+        assert self._geometry is not None and self._pages is not None
+        geometry = self._geometry
+        if geometry.whole:
+            runs = joint_runs(*self._pages)
+            src = runs.src * (geometry.page_size * geometry.src_token)
+            dst = runs.dst * (geometry.page_size * geometry.dst_token)
+            size = runs.count * (geometry.page_size * geometry.piece)
+        else:
+            tokens = np.arange(geometry.page_size, dtype=np.int64)
+            src, dst = (
+                (pages.astype(np.int64)[:, None] * geometry.page_size + tokens).ravel() * token + skip
+                for pages, token, skip in (
+                    (self._pages[0], geometry.src_token, geometry.src_skip),
+                    (self._pages[1], geometry.dst_token, geometry.dst_skip),
+                )
+            )
+            size = np.full(len(src), geometry.piece)
+        sources = (np.array(self._local, dtype=np.int64)[:, None] + src).ravel().tolist()
+        targets = (np.array(self._remote, dtype=np.int64)[:, None] + dst).ravel().tolist()
+        return sources, targets, np.tile(size, len(self._local)).tolist()
+
+    def _write(self, entries: tuple[list[int], list[int], list[int]], batch: int) -> int:
+        count = len(entries[0])
+        step = batch or count
+        for first in range(0, count, step):
+            sources, targets, sizes = (column[first : first + step] for column in entries)
+            code = self._engine.batch_transfer_sync_write(self._target, sources, targets, sizes)
+            if code != 0:
+                return int(code)
+        return 0
+
+    def note(self) -> str:
+        return f"in batches of {self._batch}" if self._batch else ""
+
+    def versions(self) -> dict[str, str]:
+        for name in ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine"):
+            try:
+                return {"mooncake": importlib.metadata.version(name)}
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return {"mooncake": "unknown"}
+
+    def close(self) -> None:
+        if self._local:
+            self._engine.batch_unregister_memory(self._local)
+            self._local = []
+
+
+class MooncakeReceiver:
+    def __init__(self, options: Options) -> None:
+        self._host = options.host
+        self._engine = _engine(options)
+        self._registered: list[int] = []
+
+    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
+        self._registered = _register(self._engine, pool)
+        return {"address": f"{self._host}:{self._engine.get_rpc_port()}", "buffers": self._registered}
+
+    def arrived(self, number: int) -> None:
+        """The synchronous call returned at the sender; Mooncake has no notice of arrival here."""
+
+    def close(self) -> None:
+        if self._registered:
+            self._engine.batch_unregister_memory(self._registered)
+            self._registered = []

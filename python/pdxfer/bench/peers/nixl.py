@@ -1,0 +1,185 @@
+"""NIXL over UCX, driven with the fastest of its Python ways for host memory.
+
+Two are tried during the warm-up, the quicker is kept: lists prepared once per pool and selected by index (what vLLM
+and SGLang do), and one descriptor per run of pages made for each request (where pages form runs at all).
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import os
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pdxfer.bench.errors import BenchError
+from pdxfer.bench.memory import ByteArray
+from pdxfer.bench.movers import Options, Path
+from pdxfer.bench.workloads import Geometry, Pages, joint_runs
+
+TRANSFER_SECONDS = 60.0
+NOTICE_SECONDS = 10.0
+_UCX_TLS = {"shm": "shm,cma,self,tcp", "tcp": "tcp,self", "auto": "shm,cma,self,tcp"}
+
+
+def _agent(name: str, options: Options) -> Any:
+    os.environ["UCX_TLS"] = _UCX_TLS[options.transport]  # read when the agent makes its UCX context
+    os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("UCX_LOG_LEVEL", "error")
+    from nixl._api import nixl_agent, nixl_agent_config
+
+    return nixl_agent(name, nixl_agent_config(backends=["UCX"]))
+
+
+def make_sender(options: Options) -> NixlSender:
+    return NixlSender(options)
+
+
+def make_receiver(options: Options) -> NixlReceiver:
+    return NixlReceiver(options)
+
+
+class NixlSender:
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._agent = _agent("bench-sender", options)
+        self._peer = ""
+        self._local: list[int] = []
+        self._remote: list[int] = []
+        self._registered: Any = None
+        self._lists: tuple[Any, Any] | None = None
+        self._geometry: Geometry | None = None
+        self._pages: tuple[Pages, Pages] | None = None
+        self._ways: list[str] = []
+        self._seconds: dict[str, float] = {}
+
+    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
+        self._local = [buffer.ctypes.data for buffer in pool]
+        self._remote = remote["buffers"]
+        self._registered = self._agent.register_memory(
+            [(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in pool], "DRAM"
+        )
+        name = self._agent.add_remote_agent(base64.b64decode(remote["metadata"]))
+        self._peer = name.decode() if isinstance(name, bytes) else name
+
+    def path(self) -> Path:
+        transport = "tcp" if self._options.transport == "tcp" else "shm"
+        return Path(transport, f"UCX {_UCX_TLS[self._options.transport]}", streams=_streams(self._options))
+
+    def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
+        self._release()
+
+        def entries(addresses: list[int], slots: int, token: int, skip: int) -> npt.NDArray[np.uint64]:
+            if geometry.whole:
+                page = geometry.page_size * token
+                rows = [(address, page, 0, page, slots) for address in addresses]
+            else:
+                rows = [(address + skip, geometry.piece, 0, token, slots * geometry.page_size) for address in addresses]
+            return np.array(rows, dtype=np.uint64)
+
+        local = entries(self._local, geometry.src_slots, geometry.src_token, geometry.src_skip)
+        remote = entries(self._remote, geometry.dst_slots, geometry.dst_token, geometry.dst_skip)
+        prepare = self._agent.prep_xfer_dlist
+        self._lists = (prepare("", local, "DRAM"), prepare(self._peer, remote, "DRAM"))
+        self._geometry, self._pages, self._seconds = geometry, (src, dst), {}
+        merges = geometry.whole and len(joint_runs(src, dst).count) < 0.9 * len(src)
+        # Twice the first way: the first transfer of all also makes UCX's connections.
+        self._ways = ["prepared lists", "prepared lists"] + (["a descriptor per run"] if merges else [])
+
+    def transfer(self, number: int) -> float:
+        trial = number < len(self._ways)
+        way = self._ways[number] if trial else min(self._seconds, key=lambda name: self._seconds[name])
+        begin = time.perf_counter()
+        handle = self._by_index() if way == "prepared lists" else self._by_run()
+        planned = time.perf_counter() - begin
+        try:
+            state = self._agent.transfer(handle)
+            while state != "DONE":
+                if state == "ERR":
+                    raise BenchError("NIXL reports the transfer as failed")
+                if time.perf_counter() - begin > TRANSFER_SECONDS:
+                    raise BenchError(f"NIXL did not complete the transfer in {TRANSFER_SECONDS:g} s")
+                state = self._agent.check_xfer_state(handle)
+            if trial:
+                self._seconds[way] = time.perf_counter() - begin
+        finally:
+            self._agent.release_xfer_handle(handle)
+        return planned
+
+    def _by_index(self) -> Any:
+        assert self._geometry is not None and self._pages is not None and self._lists is not None
+        geometry = self._geometry
+        select = []
+        for pages, slots in zip(self._pages, (geometry.src_slots, geometry.dst_slots), strict=True):
+            if not geometry.whole:
+                tokens = np.arange(geometry.page_size, dtype=np.int32)
+                pages = (pages[:, None] * geometry.page_size + tokens[None, :]).ravel()
+                slots = slots * geometry.page_size
+            first = (np.arange(geometry.buffers, dtype=np.int32) * np.int32(slots))[:, None]
+            select.append((first + pages[None, :]).ravel())
+        return self._agent.make_prepped_xfer("WRITE", self._lists[0], select[0], self._lists[1], select[1], b"done")
+
+    def _by_run(self) -> Any:
+        assert self._geometry is not None and self._pages is not None
+        page = self._geometry.page_size * self._geometry.src_token
+        runs = joint_runs(*self._pages)
+        lists = []
+        for addresses, firsts in ((self._local, runs.src), (self._remote, runs.dst)):
+            table = np.zeros((len(addresses), len(firsts), 3), dtype=np.uint64)
+            table[:, :, 0] = np.array(addresses, dtype=np.uint64)[:, None] + (firsts * page).astype(np.uint64)[None, :]
+            table[:, :, 1] = (runs.count * page).astype(np.uint64)[None, :]
+            lists.append(self._agent.get_xfer_descs(table.reshape(-1, 3), "DRAM"))
+        return self._agent.initialize_xfer("WRITE", lists[0], lists[1], self._peer, b"done")
+
+    def note(self) -> str:
+        return min(self._seconds, key=lambda name: self._seconds[name]) if self._seconds else ""
+
+    def versions(self) -> dict[str, str]:
+        return {"nixl": importlib.metadata.version("nixl")}
+
+    def _release(self) -> None:
+        for handle in self._lists or ():
+            self._agent.release_dlist_handle(handle)
+        self._lists = None
+
+    def close(self) -> None:
+        self._release()
+        if self._registered is not None:
+            self._agent.deregister_memory(self._registered)
+            self._registered = None
+
+
+class NixlReceiver:
+    def __init__(self, options: Options) -> None:
+        self._agent = _agent("bench-receiver", options)
+        self._registered: Any = None
+        self._notices = 0
+
+    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
+        self._registered = self._agent.register_memory(
+            [(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in pool], "DRAM"
+        )
+        return {
+            "metadata": base64.b64encode(self._agent.get_agent_metadata()).decode(),
+            "buffers": [buffer.ctypes.data for buffer in pool],
+        }
+
+    def arrived(self, number: int) -> None:
+        deadline = time.monotonic() + NOTICE_SECONDS
+        while not self._notices:
+            self._notices += sum(len(notices) for notices in self._agent.get_new_notifs().values())
+            if time.monotonic() > deadline:
+                raise BenchError(f"NIXL gave no notice of arrival within {NOTICE_SECONDS:g} s")
+        self._notices -= 1
+
+    def close(self) -> None:
+        if self._registered is not None:
+            self._agent.deregister_memory(self._registered)
+            self._registered = None
+
+
+def _streams(options: Options) -> int:
+    return int(options.settings.get("tcp_streams", 4))

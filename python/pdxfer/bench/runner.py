@@ -1,0 +1,261 @@
+"""The sending end: runs workloads through one library and makes a row of each.
+
+Per repeat, in this order: the receiver spoils its sample, the ceiling is measured once, the transfer is timed, the
+receiver looks at its sample. After the repeats the receiver looks at every byte of its pool.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pdxfer.bench.ceiling import MemcpyCeiling, StreamCeiling
+from pdxfer.bench.channel import Channel
+from pdxfer.bench.errors import BenchError
+from pdxfer.bench.memory import ByteArray, Content, allocate, fill_source, machine
+from pdxfer.bench.movers import Options, Path, Sender, make_sender
+from pdxfer.bench.remote import describe
+from pdxfer.bench.workloads import RAW, Geometry, Workload, joint_runs, make_pages, pages_digest
+
+Row = dict[str, Any]
+POOL_SECONDS = 120.0  # to allocate and fill a pool of many GiB
+VERIFY_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How rows are measured. `row_seconds` bounds the repeats of a row; at least `least` are made all the same."""
+
+    repeats: int = 15
+    warmups: int = 2
+    least: int = 3
+    row_seconds: float = 10.0
+    verify: bool = True
+    ceiling: bool = True
+
+
+@dataclass
+class _Times:
+    transfer: list[float]
+    plan: list[float]
+    ceiling: list[float]
+    one_stream: list[float]
+
+
+class Runner:
+    """Runs workloads through one library over one channel. Owns the source pool; the receiver's is made to match.
+
+    Args:
+        step: called as step(workload, fraction of the row) for the progress display.
+    """
+
+    def __init__(self, channel: Channel, settings: Settings, step: Callable[[Workload, float], None]) -> None:
+        self._channel = channel
+        self._settings = settings
+        self._step = step
+        self._pool: list[ByteArray] = []
+        self._pool_key: tuple[Any, ...] | None = None
+        self.machine = machine()
+        hello = channel.call("hello")
+        self._same_host = hello["machine"] == self.machine
+        self._receiver_machine = hello["machine"]
+
+    def run(self, library: str, options: Options, works: list[Workload]) -> Iterator[Row]:
+        """A row for each workload, in order. A failure becomes a row with `failed`; the next row starts afresh.
+
+        Raises:
+            BenchError: the receiving end is gone.
+            ImportError: the library is not installed here.
+        """
+        left = list(works)
+        while left:
+            try:
+                self._make_pools(left[0])
+                sender = self._open(library, options)
+            except ImportError:
+                raise
+            except Exception as error:
+                self._require_receiver(error)
+                failing = left.pop(0)
+                yield self._failed_row(library, options, failing, error)
+                continue
+            try:
+                while left and left[0].pool_key == self._pool_key:
+                    work = left.pop(0)
+                    try:
+                        yield self._row(library, sender, work)
+                    except Exception as error:
+                        self._require_receiver(error)
+                        yield self._failed_row(library, options, work, error)
+                        break
+            finally:
+                sender.close()
+                self._close_receiver()
+
+    def goodbye(self) -> None:
+        self._pool = []
+        self._channel.call("goodbye")
+
+    def _make_pools(self, work: Workload) -> None:
+        if self._pool_key == work.pool_key:
+            self._channel.call("reset", timeout=POOL_SECONDS)
+            return
+        self._step(work, 0.0)
+        self._pool, self._pool_key = [], None
+        geometry = work.geometry()
+        self._channel.call("pool", timeout=POOL_SECONDS, workload=work.to_json())
+        self._pool = allocate(geometry.buffers, geometry.src_buffer)
+        fill_source(self._pool, Content(work.seed, geometry.src_buffer, geometry.buffers))
+        self._pool_key = work.pool_key
+
+    def _open(self, library: str, options: Options) -> Sender:
+        # The receiving end has the secret already; it never travels.
+        wire = {name: value for name, value in asdict(options).items() if name not in ("secret", "host")}
+        sender = make_sender(library, options)
+        try:
+            remote = self._channel.call("open", library=library, options=wire)["remote"]
+            sender.connect(self._pool, remote)
+        except BaseException:
+            sender.close()
+            self._close_receiver()
+            raise
+        return sender
+
+    def _close_receiver(self) -> None:
+        self._channel.call("close")
+
+    def _require_receiver(self, error: BaseException) -> None:
+        """Was it only this row, or is nobody there any more?"""
+        try:
+            self._channel.call("hello", timeout=30.0)
+        except BenchError as gone:
+            raise BenchError(f"{gone} (after: {describe(error)})") from error
+
+    def _row(self, library: str, sender: Sender, work: Workload) -> Row:
+        geometry, pages = work.geometry(), make_pages(work)
+        self._channel.call("row", workload=work.to_json(), digest=pages_digest(*pages))
+        sender.prepare(geometry, *pages)
+        ceiling = self._open_ceiling(sender.path(), geometry) if self._settings.ceiling else None
+        try:
+            times = self._repeat(sender, work, ceiling)
+        finally:
+            if ceiling is not None:
+                ceiling.close()
+        wrong = None
+        if self._settings.verify:
+            wrong = self._channel.call("verify", timeout=VERIFY_SECONDS)["wrong"]
+        row = self._head(library, sender.path(), work)
+        row["versions"] |= sender.versions()
+        row["note"] = sender.note()
+        row["verified"] = self._settings.verify and wrong is None
+        row["wrong"] = wrong
+        row |= _figures(times, geometry.bytes)
+        row["ceiling_kind"] = ceiling.kind if ceiling else None
+        return row
+
+    def _open_ceiling(self, path: Path, geometry: Geometry) -> MemcpyCeiling | StreamCeiling:
+        if path.transport == "shm":
+            target = self._channel.call("memcpy_target", bytes=geometry.bytes)["path"]
+            return MemcpyCeiling(self._pool, geometry.bytes, target, path.copy_threads)
+        port = self._channel.call("stream_sink")["port"]
+        return StreamCeiling(self._pool, geometry.bytes, self._channel.peer_host(), port, path.streams)
+
+    def _repeat(self, sender: Sender, work: Workload, ceiling: MemcpyCeiling | StreamCeiling | None) -> _Times:
+        settings, times = self._settings, _Times([], [], [], [])
+        begin, number, warmups = time.monotonic(), 0, settings.warmups
+        while len(times.transfer) < settings.repeats:
+            spent = time.monotonic() - begin
+            if spent > settings.row_seconds:
+                warmups = min(warmups, number)  # a slow library: what was seen so far has to be warm enough
+                if len(times.transfer) >= settings.least:
+                    break
+            self._step(work, number / (settings.warmups + settings.repeats))
+            if settings.verify:
+                self._channel.call("spoil")
+            ceiling_seconds = ceiling.measure() if ceiling else 0.0
+            start = time.perf_counter()
+            planned = sender.transfer(number)
+            elapsed = time.perf_counter() - start
+            answer = self._channel.call("arrived", number=number, check=settings.verify)
+            if answer["wrong"]:
+                raise BenchError(f"repeat {number}: {answer['wrong']}")
+            number += 1
+            if number <= warmups:
+                continue
+            times.transfer.append(elapsed)
+            times.plan.append(planned)
+            times.ceiling.append(ceiling_seconds)
+            if isinstance(ceiling, StreamCeiling) and len(times.one_stream) < 3:
+                times.one_stream.append(ceiling.measure(streams=1))
+        return times
+
+    def _head(self, library: str, path: Path, work: Workload) -> Row:
+        row = head(library, path, work, self.machine)
+        if not self._same_host:
+            row["receiver_machine"] = self._receiver_machine
+        return row
+
+    def _failed_row(self, library: str, options: Options, work: Workload, error: BaseException) -> Row:
+        return self._head(library, Path(options.transport, ""), work) | failed_figures(describe(error))
+
+
+def head(library: str, path: Path, work: Workload, machine: dict[str, object]) -> Row:
+    """What a row says about the workload, whatever became of it."""
+    geometry = work.geometry()
+    return {
+        "peer": None if library == "pdxfer" else library,
+        "label": work.label,
+        "transport": path.transport,
+        "path": path.path,
+        "reason": path.reason,
+        "note": "",
+        "wrong": None,
+        "memory": "host",
+        "model": work.model if work.model != RAW else f"raw {work.raw_bytes}",
+        "page_size": work.page_size,
+        "tokens": work.tokens,
+        "pattern": work.pattern,
+        "tp": work.tp,
+        "pairs": geometry.buffers,
+        "runs": len(joint_runs(*make_pages(work)).count),
+        "piece_bytes": geometry.piece * (geometry.page_size if geometry.whole else 1),
+        "bytes": geometry.bytes,
+        "versions": {"pdxfer": _version(), "python": platform.python_version(), "numpy": np.__version__},
+        "machine": machine,
+    }
+
+
+def failed_figures(reason: str) -> Row:
+    """The part of a row that `_figures` fills, for a row that has none."""
+    names = ("gbps", "p50_ms", "p99_ms", "plan_us", "ceiling_gbps", "ceiling_1stream_gbps", "percent_of_ceiling")
+    nothing: Row = dict.fromkeys(names)
+    return nothing | {"repeats": 0, "ceiling_kind": None, "verified": False, "failed": reason}
+
+
+def _figures(times: _Times, bytes: int) -> Row:
+    """Seconds to figures. GB/s are 1e9 bytes per second, from the medians."""
+    p50, p99 = (float(np.percentile(times.transfer, q)) for q in (50, 99))
+    ceiling = float(np.median(times.ceiling))
+    one = bytes / min(times.one_stream) / 1e9 if times.one_stream else None
+    return {
+        "gbps": bytes / p50 / 1e9,
+        "p50_ms": p50 * 1e3,
+        "p99_ms": p99 * 1e3,
+        "plan_us": float(np.median(times.plan)) * 1e6,
+        "repeats": len(times.transfer),
+        "ceiling_gbps": bytes / ceiling / 1e9 if ceiling else None,
+        "ceiling_1stream_gbps": one,
+        "percent_of_ceiling": 100 * ceiling / p50 if ceiling else None,
+        "failed": None,
+    }
+
+
+def _version() -> str:
+    import pdxfer
+
+    return str(pdxfer.__version__)

@@ -37,11 +37,10 @@ def check_module(module: Path) -> tuple[list[str], list[str]]:
         if name not in GLIBC_PARTS and not LOADER.fullmatch(name):
             findings.append(f"needs {name}, which is not a part of glibc")
     undefined, exported = [], []
-    for line in readelf("--dyn-syms", module).splitlines():
-        fields = line.split()
-        if len(fields) < 8 or not fields[0].rstrip(":").isdigit():
-            continue
-        (undefined if fields[6] == "UND" else exported).append(fields[7])
+    for where, name in re.findall(
+        r"^ *\d+: .* (?:DEFAULT|PROTECTED) +(\w+) (\S+)", readelf("--dyn-syms", module), re.M
+    ):
+        (undefined if where == "UND" else exported).append(name)
     findings += [f"undefined symbol {s}: load it at run time" for s in undefined if FOREIGN.match(s)]
     extra = [s for s in exported if not s.startswith("PyInit_")]
     if extra:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, SupportsIndex, TypeAlias, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeAlias, overload
 
 from pdxfer import _core
 from pdxfer._core import Pairing, TransferPlan
+
+if TYPE_CHECKING:  # importing NumPy costs more than all of pdxfer; whoever has arrays has paid already
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["KvLayout", "Pairing", "TransferPlan", "make_plan", "pair_layouts", "plan_from_extents"]
 

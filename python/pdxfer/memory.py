@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pdxfer import _core
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HOST = -1
 _DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
@@ -46,6 +47,8 @@ def span_of(memory: object) -> Span:
     Raises:
         InvalidError: not such an object, or its elements do not lie back to back.
     """
+    import numpy as np  # late: it costs more than all of pdxfer, and `import pdxfer` is to be quick
+
     if isinstance(memory, tuple):
         if len(memory) != 3 or not all(isinstance(x, (int, np.integer)) for x in memory[:2]):
             raise _core.InvalidError(f"expected (pointer, bytes, device) such as (addr, 4096, 'cpu'), not {memory!r}")

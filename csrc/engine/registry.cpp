@@ -5,19 +5,14 @@
 
 #include "transport/loopback/loopback_transport.hpp"
 #include "transport/shm/shm_transport.hpp"
-#if __has_include("transport/tcp/tcp_transport.hpp")  // until the tcp transport lands
 #include "transport/tcp/tcp_transport.hpp"
-#define PDXFER_HAS_TCP 1
-#endif
 
 namespace pdxfer::engine {
 
 const std::vector<Entry>& registry() {
   static const std::vector<Entry>& entries = *new std::vector<Entry>{
       {"shm", "host memory between processes of one machine", true, &transport::make_shm},
-#ifdef PDXFER_HAS_TCP
       {"tcp", "host memory between machines", true, &transport::make_tcp},
-#endif
       {"loopback", "within one process: the model of the seam, for tests", false, &transport::make_loopback},
   };
   return entries;

@@ -51,7 +51,8 @@ _I64 = 2**63 - 1
 
 
 def _region_id(name: str, region: HasRegionId | SupportsIndex) -> int:
-    return _integer(name, getattr(region, "id", region), 0, _U32)
+    number: Any = getattr(region, "id", region)
+    return _integer(name, number, 0, _U32)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from pdxfer import _core
 from pdxfer.layout import KvLayout, make_plan, pair_layouts, plan_from_extents
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+
 from pdxfer import _core
 from pdxfer.layout import KvLayout, make_plan, pair_layouts
 

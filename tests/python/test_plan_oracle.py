@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from pdxfer import _core
 from pdxfer.layout import KvLayout, make_plan, pair_layouts
 

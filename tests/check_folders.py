@@ -62,7 +62,7 @@ def blank(match: re.Match[str]) -> str:
 
 def cpp_functions(code: str) -> Iterator[tuple[int, int, str]]:
     """(first line, lines, header) of every function body at namespace or class level; by matching braces."""
-    stack: list[tuple[bool, int, str]] = []  # (is a function, line, header) of open braces
+    stack: list[tuple[str, int, str]] = []  # (kind, line, header) of open braces
     header_start, line = 0, 1
     inside = 0  # open functions: braces within them are statements
     for at, char in enumerate(code):
@@ -70,18 +70,25 @@ def cpp_functions(code: str) -> Iterator[tuple[int, int, str]]:
             line += 1
         elif char == "{":
             header = " ".join(code[header_start:at].split())
-            is_function = inside == 0 and "(" in header and not _is_container(header) and not _is_value(header)
-            stack.append((is_function, line, header))
-            inside += is_function
-            header_start = at + 1
+            kind = "statement" if inside else _kind(header)
+            stack.append((kind, line, header))
+            inside += kind == "function"
+            header_start = header_start if kind == "member" else at + 1
         elif char == "}" and stack:
-            is_function, first, header = stack.pop()
-            inside -= is_function
-            if is_function:
+            kind, first, header = stack.pop()
+            inside -= kind == "function"
+            if kind == "function":
                 yield first, line - first + 1, header
-            header_start = at + 1
+            header_start = header_start if kind == "member" else at + 1
         elif char == ";":
             header_start = at + 1
+
+
+def _kind(header: str) -> str:
+    """What a brace opens, from the text since the last statement."""
+    if re.search(r"\)[\w\s]*:.*[:,]\s*[\w:<>]+$|\)[\w\s]*:\s*[\w:<>]+$", header):
+        return "member"  # of a constructor's initialisers: `A(int x) : x_{x}`
+    return "function" if "(" in header and not _is_container(header) and not _is_value(header) else "container"
 
 
 def _is_container(header: str) -> bool:

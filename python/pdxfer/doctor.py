@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
 
 def report() -> Facts:
     """All facts and judgements about this machine; see the module's text for its keys. Missing files are facts too."""
+    probes = _core.probe_kernel()  # first: once the CUDA driver is up, private memory counts as possibly pinned
     cuda, verbs, nccl = _core.cuda_info(), _core.verbs_info(), _core.nccl_info(_nccl_wheel_file())
-    probes = _core.probe_kernel()
     found: Facts = {
         "schema": 1,
         "pdxfer": {**_core.build_info(), "device_code": _core.device_code(), "settings": _settings()},

@@ -16,15 +16,15 @@ inline void lost_peer_is_lost_alone(const Factory& make) {
     End a(make, limits), c(make, limits);
     auto b = std::make_unique<End>(make, limits);
     Memory& src = a.add(1, 4 << 20);
-    Memory& dst_b = b->add(2, 4 << 20);
-    Memory& dst_c = c.add(3, 4 << 20);
+    Memory& dst_b = b->add(2, 12 << 20);
+    Memory& dst_c = c.add(3, 12 << 20);
     auto with_b = std::make_unique<Pair>(a, *b, 2, 1);
     Pair with_c(a, c, 3, 1);
     for (BatchId id = 1; id <= 3; ++id) {
-      to_b.push_back(std::make_unique<Batch>(*with_b->ab, id, plan_of(whole_copy(src, dst_b, 4096)), id));
-      to_c.push_back(std::make_unique<Batch>(*with_c.ab, id + 10, plan_of(whole_copy(src, dst_c, 4096)), id));
+      to_b.push_back(std::make_unique<Batch>(*with_b->ab, id, plan_of(part_copy(src, dst_b, 4096, id - 1, 3)), id));
+      to_c.push_back(std::make_unique<Batch>(*with_c.ab, id + 10, plan_of(part_copy(src, dst_c, 4096, id - 1, 3)), id));
     }
-    expect_plan(to_c[0]->plan, a.memories, c.memories);
+    for (auto& batch : to_c) expect_plan(batch->plan, a.memories, c.memories);
     // The first batch is finished off (all but its arrival), the second is under way, the third has not begun.
     for (int i = 0; i < 20 * round; ++i)
       for (size_t k = 0; k < 2; ++k) {

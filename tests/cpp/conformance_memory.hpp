@@ -27,7 +27,10 @@ class Memory {
  public:
   Memory(RegionId id, uint64_t bytes, uint64_t seed) : storage_(bytes + 2 * kGuard), region_{id, {}} {
     Random random(seed);
-    for (std::byte& b : storage_) b = static_cast<std::byte>(random());
+    for (size_t at = 0; at < storage_.size(); at += sizeof(uint64_t)) {
+      const uint64_t word = random();
+      std::memcpy(storage_.data() + at, &word, std::min(sizeof word, storage_.size() - at));
+    }
     expected = storage_;
     region_.buffer = {storage_.data() + kGuard, bytes, kHost};
   }
@@ -119,12 +122,18 @@ inline PagedCopy random_copy(Random& random, const Shape& shape, const MemoryLis
   return copy;
 }
 
-inline PagedCopy whole_copy(Memory& src, Memory& dst, uint64_t slot_bytes) {
+// `part` of `parts` of dst, from the front of src: batches in flight together must not write the same bytes.
+inline PagedCopy part_copy(Memory& src, Memory& dst, uint64_t slot_bytes, uint64_t part, uint64_t parts) {
+  const uint64_t bytes = dst.bytes() / parts;
   PagedCopy copy;
-  copy.pairs.push_back({src.id(), dst.id(), 0, 0, slot_bytes, slot_bytes, slot_bytes});
-  copy.runs.push_back({0, 0, static_cast<uint32_t>(std::min(src.bytes(), dst.bytes()) / slot_bytes)});
+  copy.pairs.push_back({src.id(), dst.id(), 0, part * bytes, slot_bytes, slot_bytes, slot_bytes});
+  copy.runs.push_back({0, 0, static_cast<uint32_t>(std::min(src.bytes(), bytes) / slot_bytes)});
   copy.seal();
   return copy;
+}
+
+inline PagedCopy whole_copy(Memory& src, Memory& dst, uint64_t slot_bytes) {
+  return part_copy(src, dst, slot_bytes, 0, 1);
 }
 
 // The injected host copy: the definition again, through the walk of core/.

@@ -31,7 +31,7 @@ struct Inbound {
 
 // From io threads to the worker.
 struct LinkEvent {
-  enum class Kind : uint8_t { kAcked, kRevoked, kArrived } kind = Kind::kAcked;
+  enum class Kind : uint8_t { kAcked, kFlushed, kRevoked, kArrived } kind = Kind::kAcked;
   BatchId batch = 0;
   Status status;
   Completion arrival;

@@ -32,11 +32,15 @@ struct Outbound {
   std::optional<uint64_t> tag;
   Bytes tail;
 
-  bool ended = false;                  // its ENDs are queued; worker
-  bool over = false;                   // its kSent is queued; worker
-  Status given_up;                     // not ok: why this end gave it up; worker
-  std::atomic<int32_t> stop{0};        // a Code: what is still queued is dropped and END says so
-  std::atomic<uint32_t> ends_left{0};  // ENDs not yet written to their channels
+  bool ended = false;            // its ENDs are queued; worker
+  bool over = false;             // its kSent is queued; worker
+  Status given_up;               // not ok: why this end gave it up; worker
+  std::atomic<int32_t> stop{0};  // a Code: what is still queued is dropped and END says so
+  // ENDs not yet written to their channels, and kAcked once the acknowledgement came: it can overtake the io thread
+  // that has still to see its write return. The batch completes when both are done.
+  static constexpr uint32_t kAcked = 1u << 31;
+  std::atomic<uint32_t> ends_left{0};
+  std::optional<Status> acked;  // worker
 };
 
 struct SendItem {

@@ -39,7 +39,7 @@ int Sender::pump(uint64_t budget) {
   return 1;
 }
 
-void Sender::consume(uint64_t bytes) noexcept {
+void Sender::consume(uint64_t bytes) {
   while (bytes > 0) {
     iovec& first = iov_[at_];
     const uint64_t step = std::min<uint64_t>(bytes, first.iov_len);
@@ -50,7 +50,11 @@ void Sender::consume(uint64_t bytes) noexcept {
   }
   if (at_ < end_) return;
   // Everything of these batches on this stream is with the channel: nothing here points to them any more.
-  for (Outbound* batch : ends_) batch->ends_left.fetch_sub(1, std::memory_order_release);
+  for (Outbound* batch : ends_) {
+    const BatchId id = batch->id;
+    if (batch->ends_left.fetch_sub(1, std::memory_order_acq_rel) == (Outbound::kAcked | 1))
+      link_.post({LinkEvent::Kind::kFlushed, id, {}, {}});
+  }
   ends_.clear();
 }
 

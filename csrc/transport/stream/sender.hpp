@@ -36,7 +36,7 @@ class Sender {
   void append_end(Outbound& batch);
   void append_plan() noexcept;
   void append_extents() noexcept;
-  void consume(uint64_t bytes) noexcept;
+  void consume(uint64_t bytes);
 
   LinkState& link_;
   Channel& channel_;

@@ -200,13 +200,18 @@ void StreamPeer::finish(Outbound& out, Status status) {
 void StreamPeer::on_ack(BatchId batch, const Status& status) {
   const auto found = batches_.find(batch);
   Outbound* out = found == batches_.end() ? nullptr : found->second.out.get();
-  // An acknowledgement of what is not sent yet must not free what io threads still read.
-  if (out == nullptr || out->over || !out->ended || out->ends_left.load(std::memory_order_acquire) != 0) {
+  if (out == nullptr || out->over || !out->ended || out->acked.has_value()) {
     link_.fail({Code::kPeerLost, 0, "malformed frame: acknowledgement of a batch that did not end"});
     kick_all();
     return;
   }
-  finish(*out, status.ok() || out->given_up.ok() ? status : out->given_up);
+  out->acked = status;
+  if (out->ends_left.fetch_or(Outbound::kAcked, std::memory_order_acq_rel) == 0) on_flushed(*out);
+}
+
+// Acknowledged, and no io thread holds anything of it.
+void StreamPeer::on_flushed(Outbound& out) {
+  finish(out, out.acked->ok() || out.given_up.ok() ? *out.acked : out.given_up);
 }
 
 void StreamPeer::take_events() {
@@ -216,11 +221,18 @@ void StreamPeer::take_events() {
     for (LinkEvent& event : events_) {
       if (event.kind == LinkEvent::Kind::kArrived) {
         ready_.push_back(std::move(event.arrival));
-      } else if (event.kind == LinkEvent::Kind::kAcked) {
-        on_ack(event.batch, event.status);
-      } else if (const auto found = batches_.find(event.batch); found != batches_.end()) {
-        give_up(found->second, {Code::kInvalid, 0, "a source region was deregistered"});
+        continue;
       }
+      if (event.kind == LinkEvent::Kind::kAcked) {
+        on_ack(event.batch, event.status);
+        continue;
+      }
+      const auto found = batches_.find(event.batch);
+      if (found == batches_.end()) continue;
+      if (event.kind == LinkEvent::Kind::kFlushed)
+        on_flushed(*found->second.out);
+      else
+        give_up(found->second, {Code::kInvalid, 0, "a source region was deregistered"});
     }
   }
   if (!closed || std::exchange(dead_, true)) return;

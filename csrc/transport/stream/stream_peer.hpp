@@ -49,6 +49,7 @@ class StreamPeer final : public Peer {
   void finish(Outbound& out, Status status);
   void take_events();
   void on_ack(BatchId batch, const Status& status);
+  void on_flushed(Outbound& out);
   void kick_all() noexcept;
 
   StreamHub& hub_;

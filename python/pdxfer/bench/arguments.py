@@ -195,7 +195,7 @@ def workloads(
     Rows of one model share a pool, so that it is made once.
     """
     shapes, notes = shapes_of(args), []
-    families = {(s.model, s.raw_bytes, s.src_tp, s.dst_tp): [] for s in shapes}
+    families = dict.fromkeys((s.model, s.raw_bytes, s.src_tp, s.dst_tp) for s in shapes)
     out: dict[str, list[Workload]] = {transport: [] for transport in transports}
     for family in families:
         members = [s for s in shapes if (s.model, s.raw_bytes, s.src_tp, s.dst_tp) == family]

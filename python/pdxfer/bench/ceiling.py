@@ -218,13 +218,14 @@ class StreamCeiling:
 
 
 def _pieces(source: list[ByteArray], bytes: int) -> list[memoryview]:
-    pieces, left = [], bytes
+    left = bytes
+    pieces: list[memoryview] = []
     for buffer in source:
         for begin in range(0, len(buffer), PIECE):
             size = min(PIECE, len(buffer) - begin, left)
             if not size:
                 return pieces
-            pieces.append(memoryview(buffer[begin : begin + size]))
+            pieces.append(buffer[begin : begin + size].data)
             left -= size
     return pieces
 

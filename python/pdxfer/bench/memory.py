@@ -8,6 +8,7 @@ that lands in the wrong slot, layer or group is seen.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ ByteArray = npt.NDArray[np.uint8]
 
 GUARD = 0xA5
 ROTATION = 4099  # bytes between the starts of two buffers' content: prime, so no page size divides it
+_MALLOC_OFFSET = 64
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -67,7 +69,16 @@ def allocate(buffers: int, buffer_bytes: int) -> list[ByteArray]:
     need, have = buffers * buffer_bytes, available_memory()
     if need > have:
         raise BenchError(f"a pool of {need >> 20} MiB does not fit the {have >> 20} MiB available; lower --tokens")
-    return [np.empty(buffer_bytes, dtype=np.uint8) for _ in range(buffers)]
+    return [_buffer(buffer_bytes) for _ in range(buffers)]
+
+
+def _buffer(count: int) -> ByteArray:
+    """Memory as malloc gives a serving engine's tensor of many MiB: private pages of its own, 64 bytes into the first.
+
+    Asked for outright: malloc itself would put a smaller buffer on the heap once one of its size was freed.
+    """
+    pages = mmap.mmap(-1, count + _MALLOC_OFFSET, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype=np.uint8, count=count, offset=_MALLOC_OFFSET)
 
 
 def fill_source(pool: list[ByteArray], content: Content) -> None:

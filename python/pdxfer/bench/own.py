@@ -32,10 +32,10 @@ def make_config(options: Options) -> pdxfer.Config:
     fields["transports"] = options.transport
     if options.secret:
         fields["secret"] = options.secret
-    config = pdxfer.Config(**fields)
+    config = pdxfer.Config(environment=True, **fields)
     if config.items()["copy_threads"] == "0":  # said outright, so that the memcpy ceiling uses as many
         fields["copy_threads"] = min(max(1, (os.cpu_count() or 1) // 4), 4)
-        config = pdxfer.Config(**fields)
+        config = pdxfer.Config(environment=True, **fields)
     return config
 
 
@@ -72,15 +72,16 @@ class OwnSender:
 
     def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
         def layout(buffers: list[tuple[int, int]], slots: int, token: int, tp: int) -> pdxfer.KvLayout:
-            sharded = {"total_heads": geometry.heads, "tp_size": tp, "tp_rank": tp - 1} if geometry.heads else {}
             return pdxfer.KvLayout(
                 buffers=buffers,
                 page_bytes=geometry.page_size * token,
                 slots=slots,
                 page_size=geometry.page_size,
                 groups=geometry.groups,
+                total_heads=geometry.heads,
+                tp_size=tp if geometry.heads else 1,
+                tp_rank=tp - 1 if geometry.heads else 0,
                 dtype="bfloat16",
-                **sharded,
             )
 
         self._pairing = pdxfer.pair_layouts(

@@ -38,14 +38,17 @@ def draw(rows: list[Row], path: str) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.artist import Artist
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     panels = _panels(rows)
     bars = max(sum(1 + len(peers) for _, peers in panel) + 0.8 * len(panel) for _, panel in panels)
     figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels) + 0.6, 1.5 + _BAR * bars), squeeze=False)
     for axis, (transport, panel) in zip(axes[0], panels, strict=True):
         _panel(axis, transport, panel)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[name]) for name in _libraries(rows)]
-    handles.append(plt.Line2D([0], [0], color=_CEILING, linewidth=2))
+    handles: list[Artist] = [Patch(color=_COLOURS[name]) for name in _libraries(rows)]
+    handles.append(Line2D([0], [0], color=_CEILING, linewidth=2))
     figure.legend(
         handles, [*_libraries(rows), "ceiling"], loc="lower center", ncols=len(handles), frameon=False, fontsize=9
     )

@@ -74,6 +74,7 @@ class Runner:
         """
         left = list(works)
         while left:
+            self._step(left[0], 0.0)
             try:
                 self._make_pools(left[0])
                 sender = self._open(library, options)
@@ -105,7 +106,6 @@ class Runner:
         if self._pool_key == work.pool_key:
             self._channel.call("reset", timeout=POOL_SECONDS)
             return
-        self._step(work, 0.0)
         self._pool, self._pool_key = [], None
         geometry = work.geometry()
         self._channel.call("pool", timeout=POOL_SECONDS, workload=work.to_json())
@@ -222,7 +222,7 @@ def head(library: str, path: Path, work: Workload, machine: dict[str, object]) -
         "pattern": work.pattern,
         "tp": work.tp,
         "pairs": geometry.buffers,
-        "runs": len(joint_runs(*make_pages(work)).count),
+        "runs": len(joint_runs(*make_pages(work)).pages),
         "piece_bytes": geometry.piece * (geometry.page_size if geometry.whole else 1),
         "bytes": geometry.bytes,
         "versions": {"pdxfer": _version(), "python": platform.python_version(), "numpy": np.__version__},

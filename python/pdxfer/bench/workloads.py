@@ -246,7 +246,8 @@ def _scattered_runs(rng: np.random.Generator, pages: int, slots: int, mean: floa
     lengths[-1] -= int(lengths.sum()) - pages
     free = slots - pages
     if len(lengths) > free + 1:  # a pool with hardly a free page cannot be fragmented more than this
-        lengths = np.diff(np.linspace(0, pages, free + 2).astype(np.int64))
+        ends = np.linspace(0, pages, free + 2).astype(np.int64)
+        lengths = ends[1:] - ends[:-1]
     runs = len(lengths)
     gaps = rng.multinomial(free - (runs - 1), np.full(runs + 1, 1 / (runs + 1)))
     gaps[1:runs] += 1
@@ -256,11 +257,11 @@ def _scattered_runs(rng: np.random.Generator, pages: int, slots: int, mean: floa
 
 
 class Runs(NamedTuple):
-    """Pages that are consecutive on both sides, joined: run i is `count[i]` pages from `src[i]` and `dst[i]`."""
+    """Pages that are consecutive on both sides, joined: run i is `pages[i]` pages from `src[i]` and `dst[i]`."""
 
     src: npt.NDArray[np.int64]
     dst: npt.NDArray[np.int64]
-    count: npt.NDArray[np.int64]
+    pages: npt.NDArray[np.int64]
 
 
 def joint_runs(src: Pages, dst: Pages) -> Runs:

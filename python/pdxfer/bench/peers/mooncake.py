@@ -1,7 +1,7 @@
 """Mooncake's transfer engine over TCP, with runs of pages merged as SGLang merges them.
 
-The whole request goes in one synchronous batch. When the engine refuses that many entries, smaller batches are tried
-once, and the row says which size worked.
+Requests go in synchronous batches of at most 1,024 entries: the TCP transport answers "queue full" to a few thousand
+and does not recover in that process. The row says when a request was cut.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pdxfer.bench.memory import ByteArray
 from pdxfer.bench.movers import Options, Path
 from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
-BATCHES = (0, 8192, 1024, 128)  # entries per call to try; 0: all
+BATCH = 1024  # entries per call
 
 
 def _engine(options: Options) -> Any:
@@ -58,7 +58,7 @@ class MooncakeSender:
         self._remote: list[int] = []
         self._geometry: Geometry | None = None
         self._pages: tuple[Pages, Pages] | None = None
-        self._batch = 0
+        self._cut = False
 
     def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
         self._local = _register(self._engine, pool)
@@ -68,22 +68,18 @@ class MooncakeSender:
         return Path("tcp", "Mooncake tcp", streams=int(self._options.settings.get("tcp_streams", 4)))
 
     def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
-        self._geometry, self._pages, self._batch = geometry, (src, dst), 0
+        self._geometry, self._pages = geometry, (src, dst)
 
     def transfer(self, number: int) -> float:
         begin = time.perf_counter()
         entries = self._entries()
         planned = time.perf_counter() - begin
-        code = self._write(entries, self._batch)
-        if code != 0 and number == 0:
-            for self._batch in BATCHES[1:]:
-                code = self._write(entries, self._batch)
-                if code == 0:
-                    break
-        if code != 0:
-            raise BenchError(
-                f'Mooncake refused {len(entries[0])} entries (code {code}; its log says "queue full" for too many)'
-            )
+        self._cut = len(entries[0]) > BATCH
+        for first in range(0, len(entries[0]), BATCH):
+            sources, targets, sizes = (column[first : first + BATCH] for column in entries)
+            code = self._engine.batch_transfer_sync_write(self._target, sources, targets, sizes)
+            if code != 0:
+                raise BenchError(f"Mooncake gave up at entry {first} of {len(entries[0])}: code {code}")
         return planned
 
     def _entries(self) -> tuple[list[int], list[int], list[int]]:
@@ -93,7 +89,7 @@ class MooncakeSender:
             runs = joint_runs(*self._pages)
             src = runs.src * (geometry.page_size * geometry.src_token)
             dst = runs.dst * (geometry.page_size * geometry.dst_token)
-            size = runs.count * (geometry.page_size * geometry.piece)
+            size = runs.pages * (geometry.page_size * geometry.piece)
         else:
             tokens = np.arange(geometry.page_size, dtype=np.int64)
             src, dst = (
@@ -108,18 +104,8 @@ class MooncakeSender:
         targets = (np.array(self._remote, dtype=np.int64)[:, None] + dst).ravel().tolist()
         return sources, targets, np.tile(size, len(self._local)).tolist()
 
-    def _write(self, entries: tuple[list[int], list[int], list[int]], batch: int) -> int:
-        count = len(entries[0])
-        step = batch or count
-        for first in range(0, count, step):
-            sources, targets, sizes = (column[first : first + step] for column in entries)
-            code = self._engine.batch_transfer_sync_write(self._target, sources, targets, sizes)
-            if code != 0:
-                return int(code)
-        return 0
-
     def note(self) -> str:
-        return f"in batches of {self._batch}" if self._batch else ""
+        return f"in batches of {BATCH}" if self._cut else ""
 
     def versions(self) -> dict[str, str]:
         for name in ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine"):

@@ -25,13 +25,13 @@ NOTICE_SECONDS = 10.0
 _UCX_TLS = {"shm": "shm,cma,self,tcp", "tcp": "tcp,self", "auto": "shm,cma,self,tcp"}
 
 
-def _agent(name: str, options: Options) -> Any:
+def _agent(name: str, options: Options, *, progress_thread: bool) -> Any:
     os.environ["UCX_TLS"] = _UCX_TLS[options.transport]  # read when the agent makes its UCX context
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
     os.environ.setdefault("UCX_LOG_LEVEL", "error")
     from nixl._api import nixl_agent, nixl_agent_config
 
-    return nixl_agent(name, nixl_agent_config(backends=["UCX"]))
+    return nixl_agent(name, nixl_agent_config(enable_prog_thread=progress_thread, backends=["UCX"]))
 
 
 def make_sender(options: Options) -> NixlSender:
@@ -45,7 +45,7 @@ def make_receiver(options: Options) -> NixlReceiver:
 class NixlSender:
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._agent = _agent("bench-sender", options)
+        self._agent = _agent("bench-sender", options, progress_thread=False)  # it polls; a thread more is slower
         self._peer = ""
         self._local: list[int] = []
         self._remote: list[int] = []
@@ -85,7 +85,7 @@ class NixlSender:
         prepare = self._agent.prep_xfer_dlist
         self._lists = (prepare("", local, "DRAM"), prepare(self._peer, remote, "DRAM"))
         self._geometry, self._pages, self._seconds = geometry, (src, dst), {}
-        merges = geometry.whole and len(joint_runs(src, dst).count) < 0.9 * len(src)
+        merges = geometry.whole and len(joint_runs(src, dst).pages) < 0.9 * len(src)
         # Twice the first way: the first transfer of all also makes UCX's connections.
         self._ways = ["prepared lists", "prepared lists"] + (["a descriptor per run"] if merges else [])
 
@@ -130,7 +130,7 @@ class NixlSender:
         for addresses, firsts in ((self._local, runs.src), (self._remote, runs.dst)):
             table = np.zeros((len(addresses), len(firsts), 3), dtype=np.uint64)
             table[:, :, 0] = np.array(addresses, dtype=np.uint64)[:, None] + (firsts * page).astype(np.uint64)[None, :]
-            table[:, :, 1] = (runs.count * page).astype(np.uint64)[None, :]
+            table[:, :, 1] = (runs.pages * page).astype(np.uint64)[None, :]
             lists.append(self._agent.get_xfer_descs(table.reshape(-1, 3), "DRAM"))
         return self._agent.initialize_xfer("WRITE", lists[0], lists[1], self._peer, b"done")
 
@@ -154,7 +154,7 @@ class NixlSender:
 
 class NixlReceiver:
     def __init__(self, options: Options) -> None:
-        self._agent = _agent("bench-receiver", options)
+        self._agent = _agent("bench-receiver", options, progress_thread=True)
         self._registered: Any = None
         self._notices = 0
 

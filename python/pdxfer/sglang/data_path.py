@@ -57,21 +57,31 @@ class Work(threading.local):
         self.settled = True
 
 
-class DataPath:
-    """The byte-moving half of `manager.PdxKVManager`; the attributes below are set there."""
+if TYPE_CHECKING:
 
-    _pdx: Any
-    _memory: MemoryTable
-    _links: PeerLinks
-    _work: Work
-    _transfer_s: float
+    class _Sglang:
+        """What stands behind the mixin: SGLang's manager, as far as it is called here."""
 
-    if TYPE_CHECKING:  # SGLang's
         kv_args: Any
         attn_tp_size: int
         decode_kv_args_table: dict[str, Any]
 
         def is_over(self, room: int) -> bool: ...
+        def _send_kvcache_generic(self, *args: Any, **kwargs: Any) -> int: ...
+        def send_kvcache_slice(self, *args: Any, **kwargs: Any) -> int: ...
+        def _send_swa_state_slice(self, *args: Any, **kwargs: Any) -> int: ...
+else:
+    _Sglang = object
+
+
+class DataPath(_Sglang):
+    """The byte-moving half of `manager.PdxKVManager`, which sets these attributes."""
+
+    _pdx: pdxfer.Engine
+    _memory: MemoryTable
+    _links: PeerLinks
+    _work: Work
+    _transfer_s: float
 
     def _move(self, session: str, plan: Any) -> None:
         """Move a plan and return when its bytes are visible. Raises TransferEnded when they will not be."""
@@ -166,9 +176,8 @@ class DataPath:
             rows = probe.rows()
             other = np.isin(rows[:, 1], device_ptrs)
             tables = (rows[~other], rows[other])
-            return int(code), *(
-                pairing.whole_pages(self._pdx.find_region, remote, t) if len(t) else None for t in tables
-            )
+            found = [pairing.whole_pages(self._pdx.find_region, remote, t) if len(t) else None for t in tables]
+            return int(code), found[0], found[1]
 
         key = ("pages", kwargs.get("state_type"), tuple(src_data_ptrs), tuple(dst_data_ptrs), tuple(device_ptrs))
         code, host_side, device_side = self._pairing(mooncake_session_id, key, build)

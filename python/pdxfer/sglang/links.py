@@ -35,6 +35,8 @@ class PeerLinks:
         self._guard = threading.Lock()
         self._peers: dict[str, Any] = {}
         self._connecting: dict[str, threading.Lock] = {}
+        self._threads: set[threading.Thread] = set()
+        self._closed = False
 
     def get(self, session: str) -> Any:
         """The peer of a session, connected now if it is not.
@@ -43,6 +45,8 @@ class PeerLinks:
             pdxfer.PdxferError: it cannot be reached; the text says why.
         """
         with self._guard:
+            if self._closed:
+                raise pdxfer.UnavailableError("this rank's engine is closing")
             peer = self._peers.get(session)
             if peer is not None and peer.alive:
                 return peer
@@ -62,13 +66,27 @@ class PeerLinks:
 
     def connect_soon(self, session: str) -> None:
         """Connect in the background, so that the first transfer finds the link and the decode side knows this rank."""
-        threading.Thread(target=self._try, args=(session,), name="pdxfer-connect", daemon=True).start()
+        thread = threading.Thread(target=self._try, args=(session,), name="pdxfer-connect", daemon=True)
+        with self._guard:
+            self._threads.add(thread)
+        thread.start()
 
     def _try(self, session: str) -> None:
         try:
             self.get(session)
         except pdxfer.PdxferError as error:
             logger.warning("pdxfer: no link to decode engine %s yet: %s", session, error)
+        finally:
+            with self._guard:
+                self._threads.discard(threading.current_thread())
+
+    def close(self) -> None:
+        """Refuse new connections and wait for those under way, so that the engine may be closed. Idempotent."""
+        with self._guard:
+            self._closed = True
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(2 * CONNECT_S)
 
     def take_lost(self) -> dict[str, str]:
         """Sessions whose peer is gone, with the reason; each is reported once."""
@@ -86,7 +104,8 @@ class PrefillRanks:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._guard = threading.Lock()
-        self._endpoint_of_peer: dict[int, str] = {}
+        self._greeted: dict[int, str] = {}  # peer id -> endpoint, not yet seen in the engine's list
+        self._alive: dict[int, str] = {}  # peer id -> endpoint
         self._servers: dict[str, set[str]] = {}  # endpoint -> bootstrap addresses it was found under
 
     def note(self, bootstrap_addr: str, endpoints: list[str]) -> None:
@@ -97,24 +116,35 @@ class PrefillRanks:
 
     def take_lost(self) -> dict[str, str]:
         """Bootstrap addresses of servers that lost a rank, with the reason; each is reported once."""
+        greetings = {}
         for arrival in self._engine.poll():
             endpoint = wire.decode_hello(arrival.tail) if arrival.ok and arrival.tag == wire.HELLO_TAG else None
             if endpoint is not None:
-                with self._guard:
-                    self._endpoint_of_peer[arrival.peer_id] = endpoint
-        alive = {peer.id: peer for peer in self._engine.peers() if peer.alive}
-        reasons = {peer.id: peer.lost_reason for peer in self._engine.peers() if not peer.alive}
-        lost: dict[str, str] = {}
+                greetings[arrival.peer_id] = endpoint
+        peers = {peer.id: peer for peer in self._engine.peers()}
         with self._guard:
-            for peer_id in [known for known in self._endpoint_of_peer if known not in alive]:
-                endpoint = self._endpoint_of_peer.pop(peer_id)
-                if endpoint in (self._endpoint_of_peer[other] for other in self._endpoint_of_peer if other in alive):
-                    continue  # the same rank has connected anew
-                for server in self._servers.pop(endpoint, set()):
-                    lost[server] = f"rank {endpoint}: {reasons.get(peer_id) or 'the link is down'}"
-            for server in lost:  # its other ranks belong to the past as well: a restarted server has new endpoints
-                for endpoint in [e for e, servers in self._servers.items() if server in servers]:
-                    self._servers[endpoint].discard(server)
+            self._greeted.update(greetings)
+            # A hello may be here a moment before its peer is listed, so only a listed peer counts as alive or dead.
+            for peer_id in [known for known in self._greeted if known in peers]:
+                self._alive[peer_id] = self._greeted.pop(peer_id)
+            gone = [peer_id for peer_id in self._alive if peer_id not in peers or not peers[peer_id].alive]
+            ended = {peer_id: self._alive.pop(peer_id) for peer_id in gone}
+            return self._servers_of(
+                {
+                    endpoint: (peers[peer_id].lost_reason if peer_id in peers else "") or "the link is down"
+                    for peer_id, endpoint in ended.items()
+                    if endpoint not in self._alive.values()  # else the same rank has connected anew
+                }
+            )
+
+    def _servers_of(self, ended: dict[str, str]) -> dict[str, str]:
+        """Forget the servers that the ranks at these endpoints belonged to, and say which. Holds the guard."""
+        lost: dict[str, str] = {}
+        for endpoint, reason in ended.items():
+            for server in self._servers.pop(endpoint, set()):
+                lost[server] = f"rank {endpoint}: {reason}"
+        for servers in self._servers.values():  # their other ranks are of the past too: a restart has new endpoints
+            servers -= lost.keys()
         return lost
 
 

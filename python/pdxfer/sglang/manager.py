@@ -94,8 +94,8 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
 
     def init_engine(self) -> None:
         """Start this rank's engine. Called by the base constructor, after its control socket is bound."""
-        fields = {} if "PDXFER_HOST" in os.environ else {"host": str(self.local_ip).strip("[]")}
-        self._pdx = pdxfer.Engine(pdxfer.Config(**fields))
+        chosen = "PDXFER_HOST" in os.environ  # by the user; else the address that SGLang gives its own sockets
+        self._pdx = pdxfer.Engine(pdxfer.Config() if chosen else pdxfer.Config(host=str(self.local_ip).strip("[]")))
         self._memory = MemoryTable(self._pdx, self._device_of)
         endpoint = wire.endpoint_of(self.local_ip, self.rank_port)
         self._links = PeerLinks(self._pdx, lambda: endpoint)
@@ -120,6 +120,7 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
             return
         self._torn_down = True
         self._watch.stop()
+        self._links.close()
         parent = getattr(super(), "teardown", None)  # SGLang 0.5.21 and newer
         if parent is not None:
             parent()
@@ -241,7 +242,7 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
 
     def is_over(self, room: int) -> bool:
         """Has the room failed, or been cleared? Then nothing more is sent for it."""
-        return room not in self.request_status or self.check_status(room) == KVPoll.Failed
+        return self._torn_down or room not in self.request_status or self.check_status(room) == KVPoll.Failed
 
 
 def _transfer_bound() -> float:

@@ -45,9 +45,10 @@ def _add_choice() -> None:
     from sglang.srt import server_args
 
     add = server_args.add_disagg_transfer_backend_choices
-    have = getattr(add, "__self__", None)  # the very list that add() extends
-    if have is None:
-        raise SglangChangedError("server_args.add_disagg_transfer_backend_choices is no longer list.extend")
+    # The list that add() extends: since 0.5.20 add is its own extend, before that both are names of one module.
+    have = getattr(add, "__self__", None) or getattr(server_args, "DISAGG_TRANSFER_BACKEND_CHOICES", None)
+    if not isinstance(have, list):
+        raise SglangChangedError(_changed_text(["the list of transfer backends is not in sglang.srt.server_args"]))
     if NAME not in have:
         add([NAME])  # a list: a bare string would be taken letter by letter
 
@@ -67,7 +68,7 @@ def _extend_enum(enum: type[Any], name: str, value: str) -> Any:
     enum._value2member_map_[value] = member
     type.__setattr__(enum, name, member)  # EnumMeta refuses
     if enum(value) is not member:
-        raise SglangChangedError(f"{enum.__name__}({value!r}) does not find the member that was added")
+        raise SglangChangedError(_changed_text([f"{enum.__name__}({value!r}) does not find an added member"]))
     return member
 
 

@@ -1,0 +1,6 @@
+"""Names that SGLang and transformers import."""
+
+from .. import InterpolationMode
+from . import functional
+
+__all__ = ["InterpolationMode", "functional"]

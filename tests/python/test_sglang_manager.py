@@ -1,0 +1,298 @@
+"""The manager between two engines in this process: what arrives, what fails and how, and what is reported of it."""
+
+from __future__ import annotations
+
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fake_sglang
+import numpy as np
+import pytest
+from fake_sglang import Chunk, KVPoll, Rank, TransferInfo
+
+import pdxfer
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+class Pair:
+    """A prefill and a decode manager, registered with each other."""
+
+    def __init__(self, manager: Any, prefill: Rank, decode: Rank) -> None:
+        self.p, self.d = prefill, decode
+        args = types.SimpleNamespace(device="cpu")
+        self.prefill = manager(prefill.args, fake_sglang.DisaggregationMode.PREFILL, args)
+        self.decode = manager(decode.args, fake_sglang.DisaggregationMode.DECODE, args)
+        self.session = self.decode.get_session_id()
+        self.prefill.decode_kv_args_table[self.session] = decode.registration()
+
+    def open(self, room: int, dst_pages: list[int], aux: int = 3) -> None:
+        self.prefill.request_status[room] = KVPoll.WaitingForInput
+        info = TransferInfo(room, self.session, np.array(dst_pages, np.int32), aux)
+        self.prefill.transfer_infos[room] = {self.session: info}
+
+    def send(self, room: int, src_pages: list[int], start: int, last: bool, aux: int = 1) -> None:
+        pages = np.array(src_pages, np.int32)
+        chunk = Chunk(room, pages, slice(start, start + len(pages)), last, aux if last else None)
+        self.prefill.transfer_queues[0].put(chunk)
+
+    def concluded(self, room: int) -> tuple[int, str | None]:
+        until(lambda: any(entry[0] == room for entry in self.prefill.statuses))
+        return next(entry[1:] for entry in self.prefill.statuses if entry[0] == room)
+
+    def close(self) -> None:
+        self.prefill.teardown()
+        self.decode.teardown()
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+    monkeypatch.setenv("PDXFER_TRANSPORTS", "loopback")
+    fake_sglang.install(monkeypatch)
+    from pdxfer.sglang.manager import PdxKVManager
+
+    return PdxKVManager
+
+
+@pytest.fixture
+def pair(manager: type[Any]) -> Iterator[Pair]:
+    made = Pair(manager, filled(Rank()), Rank())
+    yield made
+    made.close()
+
+
+def filled(rank: Rank) -> Rank:
+    source = np.random.default_rng(5)
+    for array in (*rank.kv, *rank.aux):
+        array[:] = source.integers(1, 255, array.shape, np.uint8)
+    return rank
+
+
+def test_chunks_and_the_metadata_row_arrive(pair: Pair) -> None:
+    pair.open(9, [7, 2, 30])
+    pair.send(9, [4, 5], 0, last=False)
+    pair.send(9, [11], 2, last=True)
+    assert pair.concluded(9) == (KVPoll.Success, None)
+    for mine, theirs in zip(pair.p.kv, pair.d.kv, strict=True):
+        want = np.zeros_like(theirs)
+        want[[7, 2, 30]] = mine[[4, 5, 11]]
+        assert np.array_equal(theirs, want)
+    for mine, theirs in zip(pair.p.aux, pair.d.aux, strict=True):
+        want = np.zeros_like(theirs)
+        want[3] = mine[1]
+        assert np.array_equal(theirs, want)
+
+
+def test_a_last_chunk_without_pages_sends_the_metadata_row(pair: Pair) -> None:
+    pair.open(9, [])
+    pair.send(9, [], 0, last=True)
+    assert pair.concluded(9)[0] == KVPoll.Success
+    assert np.array_equal(pair.d.aux[0][3], pair.p.aux[0][1])
+    assert not any(array.any() for array in pair.d.kv)
+
+
+@pytest.mark.parametrize(("src_tp", "dst_tp"), [(1, 2), (2, 1), (4, 2)])
+def test_unequal_tensor_parallelism(manager: type[Any], src_tp: int, dst_tp: int) -> None:
+    ratio = max(1, src_tp // dst_tp)
+    for dst_rank in range(dst_tp):
+        d = Rank(tp=dst_tp, rank=dst_rank)
+        want = np.zeros((32, 4, 4 // dst_tp, 16), np.uint8)
+        for src_rank in [dst_rank * ratio + i for i in range(ratio)] if src_tp > dst_tp else [0]:
+            pair = Pair(manager, filled(Rank(tp=src_tp, rank=src_rank)), d)
+            pair.open(1, [6])
+            pair.send(1, [3], 0, last=True)
+            assert pair.concluded(1)[0] == KVPoll.Success
+            have = pair.p.kv[0].reshape(32, 4, 4 // src_tp, 16)
+            if src_tp < dst_tp:
+                want[6] = have[3][:, dst_rank * (4 // dst_tp) : (dst_rank + 1) * (4 // dst_tp)]
+            else:
+                first = (src_rank - dst_rank * ratio) * (4 // src_tp)
+                want[6][:, first : first + 4 // src_tp] = have[3]
+            pair.close()
+        assert np.array_equal(d.kv[0].reshape(want.shape), want)
+
+
+def test_a_page_outside_fails_its_room_only(pair: Pair) -> None:
+    pair.open(1, [5])
+    pair.send(1, [32], 0, last=True)
+    status, reason = pair.concluded(1)
+    assert status == KVPoll.Failed and "InvalidError" in str(reason)
+    assert pair.session not in pair.prefill.failed_sessions, "the decode side did nothing wrong"
+    pair.open(2, [5])
+    pair.send(2, [31], 0, last=True)
+    assert pair.concluded(2)[0] == KVPoll.Success
+    assert pair.prefill._staging_outstanding.get(1, 0) == 0 and 1 not in pair.prefill.transfer_infos
+
+
+def test_an_exception_of_sglangs_own_fails_its_room_only(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> int:
+        raise RuntimeError("layouts differ")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.prefill, "send_aux", broken)
+        pair.open(1, [5])
+        pair.send(1, [4], 0, last=True)
+        assert pair.concluded(1) == (KVPoll.Failed, "Failed to send KV cache: RuntimeError: layouts differ")
+    assert 1 not in pair.prefill.poisoned, "nothing of the room was in flight"
+    pair.open(2, [5])
+    pair.send(2, [4], 0, last=True)
+    assert pair.concluded(2)[0] == KVPoll.Success
+
+
+def test_a_dead_decode_engine_fails_its_rooms_and_a_new_one_works(pair: Pair, manager: type[Any]) -> None:
+    pair.open(1, [5])
+    pair.send(1, [4], 0, last=True)
+    assert pair.concluded(1)[0] == KVPoll.Success
+    pair.open(2, [6])  # waiting for its forward pass
+    pair.decode.teardown()
+    status, reason = pair.concluded(2)
+    assert status == KVPoll.Failed and "PeerLostError" in str(reason)
+    assert pair.session in pair.prefill.failed_sessions
+    again = manager(pair.d.args, fake_sglang.DisaggregationMode.DECODE, types.SimpleNamespace(device="cpu"))
+    pair.decode, pair.session = again, again.get_session_id()
+    pair.prefill.decode_kv_args_table[pair.session] = pair.d.registration()
+    pair.open(3, [6])
+    pair.send(3, [4], 0, last=True)
+    assert pair.concluded(3)[0] == KVPoll.Success
+
+
+def test_a_dead_prefill_engine_is_noticed_and_named(pair: Pair) -> None:
+    infos = [{"rank_ip": "127.0.0.1", "rank_port": pair.p.args.rank_port}]
+    pair.decode.note_prefill_ranks("10.0.0.9:8998", infos)
+    pair.decode.request_status[5] = KVPoll.WaitingForInput
+    until(lambda: pair.decode._prefill_ranks._alive)
+    pair.prefill.teardown()
+    until(lambda: pair.decode.lost_servers, 5.0)
+    assert pair.decode.lost_servers == ["10.0.0.9:8998"]
+    until(lambda: pair.decode.request_status[5] == KVPoll.Failed)
+    assert pair.decode.failure_records[5].startswith("PeerLostError: prefill server 10.0.0.9:8998 is gone")
+
+
+class Stuck:
+    """A batch that does not end until it is cancelled."""
+
+    def __init__(self, stops: bool) -> None:
+        self.stops, self.cancelled = stops, False
+
+    def poll(self) -> bool:
+        return self.cancelled and self.stops
+
+    def wait(self, timeout: float) -> None:
+        if not self.poll():
+            time.sleep(min(timeout, 0.05))
+            raise pdxfer.TransferTimeout("still in flight")
+        raise pdxfer.CancelledError("cancelled")
+
+
+class StuckEngine:
+    """An engine whose submit gives a stuck batch; everything else is the real one's."""
+
+    def __init__(self, engine: Any, batch: Stuck) -> None:
+        self._engine, self._batch = engine, batch
+
+    def submit(self, *args: Any, **kwargs: Any) -> Stuck:
+        return self._batch
+
+    def cancel(self, batch: Stuck) -> None:
+        batch.cancelled = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_an_abort_cancels_and_acknowledges_after_the_drain(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    from pdxfer.sglang import data_path
+
+    monkeypatch.setattr(data_path, "SETTLE_S", 0.2)
+    pair.open(1, [5])
+    pair.send(1, [4], 0, last=True)
+    assert pair.concluded(1)[0] == KVPoll.Success
+    batch = Stuck(stops)
+    engine = pair.prefill._pdx
+    pair.prefill._pdx = StuckEngine(engine, batch)
+    pair.open(2, [6])
+    pair.send(2, [4], 0, last=True)
+    until(lambda: pair.prefill._staging_outstanding.get(2, 0) == 1)
+    pair.prefill.ack_targets.add(2)
+    pair.prefill._maybe_ack_drained_abort(2)
+    assert pair.prefill.acked == [], "acknowledged while the transfer was in flight"
+    pair.prefill.update_status(2, KVPoll.Failed)
+    until(lambda: batch.cancelled)
+    until(lambda: pair.prefill._staging_outstanding.get(2, 0) == 0)
+    if stops:
+        until(lambda: pair.prefill.acked == [2])
+        assert pair.prefill.poisoned == set()
+    else:
+        assert pair.prefill.acked == [] and pair.prefill.poisoned == {2}, "not proved stopped: no ACK, ever"
+    assert pair.prefill.request_status[2] == KVPoll.Failed
+    assert pair.session not in pair.prefill.failed_sessions, "an abort says nothing about the decode engine"
+    pair.prefill._pdx = engine
+    pair.open(3, [6])
+    pair.send(3, [4], 0, last=True)
+    assert pair.concluded(3)[0] == KVPoll.Success
+
+
+def test_a_failed_room_stays_failed(pair: Pair) -> None:
+    pair.prefill.request_status[1] = KVPoll.Failed
+    pair.prefill.update_status(1, KVPoll.Success)
+    assert pair.prefill.request_status[1] == KVPoll.Failed
+
+
+def test_rows_without_a_factorised_form(pair: Pair) -> None:
+    s, d = pair.p.args.kv_data_ptrs, pair.d.args.kv_data_ptrs
+    assert pair.prefill._transfer_data(pair.session, [(s[0] + 10, d[1] + 20, 30), (s[3], d[3] + 1, 5)]) == 0
+    assert np.array_equal(pair.d.kv[1].reshape(-1)[20:50], pair.p.kv[0].reshape(-1)[10:40])
+    assert np.array_equal(pair.d.kv[3].reshape(-1)[1:6], pair.p.kv[3].reshape(-1)[:5])
+    assert pair.prefill._transfer_data(pair.session, []) == 0
+    from pdxfer.sglang.data_path import TransferEnded
+
+    with pytest.raises(TransferEnded, match="has registered no memory"):
+        pair.prefill._transfer_data(pair.session, [(s[0], 4096, 16)])
+
+
+def test_memory_can_be_released_and_resumed(pair: Pair) -> None:
+    pair.open(1, [5])
+    pair.send(1, [4], 0, last=True)
+    assert pair.concluded(1)[0] == KVPoll.Success
+    for half in (pair.prefill, pair.decode):
+        half.deregister_buffer_to_engine()
+        half.register_buffer_to_engine()
+    pair.prefill.decode_kv_args_table[pair.session] = pair.d.registration()
+    pair.open(2, [6])
+    pair.send(2, [9], 0, last=True)
+    assert pair.concluded(2)[0] == KVPoll.Success
+    assert np.array_equal(pair.d.kv[0][6], pair.p.kv[0][9])
+
+
+def test_teardown_twice(pair: Pair) -> None:
+    for _ in range(2):
+        pair.prefill.teardown()
+        pair.decode.teardown()
+    assert pair.prefill.torn_down == 1
+    assert not any(worker.is_alive() for worker in pair.prefill.workers)
+
+
+def test_a_wrong_ib_device_stops_the_start(manager: type[Any]) -> None:
+    args = types.SimpleNamespace(ib_device="mlx5_0,,", gpu_id=0)
+    with pytest.raises(ValueError, match="--disaggregation-ib-device"):
+        manager(args, fake_sglang.DisaggregationMode.DECODE, types.SimpleNamespace(device="cpu"))
+
+
+def test_an_unregistered_decode_engine_is_named(pair: Pair) -> None:
+    with pytest.raises(RuntimeError, match="decode engine 1.2.3.4:5 is not registered here"):
+        pair.prefill.decode_kv_args_table["1.2.3.4:5"]
+
+
+def test_probing_a_session(pair: Pair) -> None:
+    assert pair.prefill.engine.send_probe(pair.session) == 0
+    assert pair.prefill.engine.send_probe("127.0.0.1:1") == -1

@@ -4,16 +4,22 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <string>
 
 #include "core/status.hpp"
+#include "sys/proc_maps.hpp"
 
 namespace pdxfer::sys {
 namespace {
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
 #endif
 
 [[noreturn]] void fail(const std::string& what, int error) {
@@ -47,6 +53,19 @@ Mapping reserve_addresses(uint64_t bytes) {
   void* at = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) fail("reserving " + std::to_string(bytes) + " bytes of addresses", errno);
   return Mapping(static_cast<std::byte*>(at), bytes);
+}
+
+void populate_existing(std::byte* address, uint64_t bytes) noexcept {
+  std::array<unsigned char, kPopulateChunk / 4096> resident;
+  const uint64_t page = page_bytes();
+  bytes = std::min(bytes, kPopulateChunk);
+  if (::mincore(address, bytes, resident.data()) != 0) return;
+  const auto exists = [&](uint64_t at) { return at < bytes && (resident[at / page] & 1) != 0; };
+  for (uint64_t at = 0; at < bytes; at += page) {
+    const uint64_t begin = at;
+    while (exists(at)) at += page;
+    if (at > begin) ::madvise(address + begin, at - begin, MADV_POPULATE_READ);
+  }
 }
 
 }  // namespace pdxfer::sys

@@ -48,4 +48,9 @@ Mapping map_shared(int fd, uint64_t offset, uint64_t bytes);
 // Addresses without memory behind them, to be covered piece by piece. Throws Error(kUnavailable).
 Mapping reserve_addresses(uint64_t bytes);
 
+// Enter the pages of a shared mapping that exist already into this process's page tables, at most one chunk of 32 MiB,
+// so that using them does not fault; pages nobody has used stay uncommitted. Best effort. Allocates nothing.
+inline constexpr uint64_t kPopulateChunk = 32 << 20;
+void populate_existing(std::byte* address, uint64_t bytes) noexcept;
+
 }  // namespace pdxfer::sys

@@ -116,10 +116,32 @@ void ShmLink::end_copy() {
   changed_.notify_all();
 }
 
+// A whole batch goes one way or the other, so that one end of it acknowledges all of it.
+ShmLink::Route ShmLink::choose_route(const TransferPlan& plan) const {
+  if (!staged_) return Route::kDirect;
+  Route route = Route::kDirect;
+  for (const PagedCopy& copy : plan.copies)
+    for (const RegionPair& p : copy.pairs) {
+      const auto found = imports_.find(p.dst);
+      if (found == imports_.end()) return Route::kDirect;  // which refuses it
+      if (found->second.waiting) return Route::kUndecided;
+      if (found->second.way == Way::kStaging) route = Route::kStaged;
+    }
+  return route;
+}
+
 Status ShmLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) {
   std::unique_lock lock(mutex_);
   Batch& batch = batches_[id];
   if (batch.over) return batch.status;
+  if (batch.route == Route::kUndecided && lost_.ok()) {
+    batch.route = choose_route(plan);
+    if (batch.route == Route::kUndecided) return kOkStatus;
+  }
+  if (batch.route == Route::kStaged) {
+    lock.unlock();
+    return staged_->submit(id, plan, copy_index, cursor);
+  }
   if (!lost_.ok()) return finish(id, batch, lost_);
   if (copy_index < plan.copies.size() && at_end(plan.copies[copy_index], cursor)) return kOkStatus;
   if (const Status s = prepare(batch, plan, copy_index, cursor); !s.ok()) return finish(id, batch, s);
@@ -135,8 +157,12 @@ Status ShmLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_index
 }
 
 bool ShmLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   Batch& batch = batches_[id];
+  if (batch.route == Route::kStaged) {
+    lock.unlock();
+    return staged_->notify(id, tag, tail);
+  }
   if (batch.over || batch.ended) return true;
   if (!lost_.ok()) return finish(id, batch, lost_), true;
   if (tail.size() > core_->context.limits.max_tail_bytes)
@@ -156,15 +182,24 @@ bool ShmLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
 }
 
 void ShmLink::cancel(BatchId id) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   Batch& batch = batches_[id];
+  if (batch.route == Route::kStaged) {
+    lock.unlock();
+    return staged_->cancel(id);
+  }
   // Everything of an ended batch is in place already; its acknowledgement is the answer.
   if (!batch.over && !batch.ended) finish(id, batch, {Code::kCancelled, 0, "cancelled by the sender"});
 }
 
 Status ShmLink::lost() const {
   const std::lock_guard lock(mutex_);
-  return lost_;
+  return lost_.ok() && staged_ ? staged_->lost() : lost_;
+}
+
+void ShmLink::staged_over(BatchId batch) {
+  const std::lock_guard lock(mutex_);
+  batches_.erase(batch);
 }
 
 }  // namespace pdxfer::transport::shm

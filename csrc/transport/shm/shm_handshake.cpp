@@ -123,18 +123,41 @@ sys::UniqueFd open_socket(const Address& here, sys::TokenListener& listener, con
   }
 }
 
-// Which of the two ends' memory can be written with cross-memory attach: this end's probe of the other, told by it.
-int32_t probe(Conversation& talk, int process, const Hello& there, const ProbeTarget& target, bool wanted) {
+struct Outcome {
+  int32_t ours = 0, theirs = 0;  // 0: this end's writes reach the other; the other's writes reach this end
+};
+
+// Each end tries the other's memory and is told by it whether that worked.
+Outcome probe(Conversation& talk, int process, const Hello& there, const ProbeTarget& target, bool wanted) {
   const std::array<uint64_t, 2> nonce = random_pair();
   const int32_t tried = wanted ? probe_process(process, there.probe, there.cookie, nonce) : kNotTried;
   talk.say(Type::kProbe, tried, Writer().integer(nonce[0]).integer(nonce[1]).take());
-  int32_t theirs = 0;
-  Reader reader(talk.hear(Type::kProbe, theirs));
+  Outcome outcome;
+  Reader reader(talk.hear(Type::kProbe, outcome.theirs));
   const std::array<uint64_t, 2> their_nonce{reader.integer<uint64_t>(), reader.integer<uint64_t>()};
-  talk.say(Type::kVerdict, theirs == 0 && !target.holds(their_nonce) ? EBADMSG : theirs, {});
-  int32_t verdict = 0;
-  talk.hear(Type::kVerdict, verdict);
-  return verdict;
+  if (outcome.theirs == 0 && !target.holds(their_nonce)) outcome.theirs = EBADMSG;
+  talk.say(Type::kVerdict, outcome.theirs, {});
+  talk.hear(Type::kVerdict, outcome.ours);
+  return outcome;
+}
+
+bool needs_ring(const std::string& path, int32_t outcome) {
+  return path == "staging" || (path == "auto" && outcome != 0);
+}
+
+std::unique_ptr<RingChannel> exchange_rings(Conversation& talk, uint64_t bytes) {
+  RingEnd mine = RingEnd::make(bytes);
+  const int fds[] = {mine.memory.get(), mine.bell.get()};
+  talk.say(Type::kRing, 0, Writer().integer(mine.bytes).take(), fds);
+  std::vector<sys::UniqueFd> received;
+  int32_t code = 0;
+  Reader reader(talk.hear(Type::kRing, code, &received));
+  RingEnd theirs;
+  theirs.bytes = reader.integer<uint64_t>();
+  if (!reader.done() || received.size() != 2) throw Error(Code::kUnavailable, "shm: the peer's ring is malformed");
+  theirs.memory = std::move(received[0]);
+  theirs.bell = std::move(received[1]);
+  return std::make_unique<RingChannel>(std::move(mine), std::move(theirs));
 }
 
 }  // namespace
@@ -150,14 +173,16 @@ Connection make_connection(const Context& context, const Address& here, sys::Tok
   int32_t code = 0;
   const Hello there = Hello::decode(talk.hear(Type::kHello, code));
   const bool wanted = context.shm_path == "auto" || context.shm_path == "cma";
-  const int32_t outcome = probe(talk, made.process, there, target, wanted);
-  if (outcome == 0) {
+  const Outcome outcome = probe(talk, made.process, there, target, wanted);
+  if (outcome.ours == 0) {
     made.cma.emplace(made.process);
   } else {
-    made.why_not_cma = outcome == kNotTried ? "shm_path=" + context.shm_path : explain_probe(outcome);
+    made.why_not_cma = outcome.ours == kNotTried ? "shm_path=" + context.shm_path : explain_probe(outcome.ours);
     if (context.shm_path == "cma")
-      throw Error(Code::kUnavailable, "shm: shm_path=cma, but " + made.why_not_cma, outcome);
+      throw Error(Code::kUnavailable, "shm: shm_path=cma, but " + made.why_not_cma, outcome.ours);
   }
+  if (needs_ring(context.shm_path, outcome.ours) || needs_ring(there.path, outcome.theirs))
+    made.ring = exchange_rings(talk, context.limits.staging_bytes);
   return made;
 }
 

@@ -20,9 +20,14 @@ void* poller_name(uint64_t number, bool process) {
 
 }  // namespace
 
-ShmLink::ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection)
+ShmLink::ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub)
     : core_(std::move(core)), peer_(peer), connection_(std::move(connection)) {
   inbox_.resize(sizeof(Header) + std::max<uint64_t>(core_->context.limits.max_tail_bytes, 1 << 16));
+  if (!connection_.ring) return;
+  ring_ = connection_.ring.get();
+  std::vector<std::unique_ptr<stream::Channel>> channels;
+  channels.push_back(std::move(connection_.ring));
+  staged_ = hub.make_peer(peer, std::move(channels), "staged");
 }
 
 void ShmLink::start(std::shared_ptr<ShmLink> self) {
@@ -44,8 +49,11 @@ void ShmLink::stop() noexcept {
     const std::lock_guard lock(core_->links_mutex);
     core_->links.erase(number_);
   }
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   lose({Code::kPeerLost, 0, "this end closed"});
+  ring_ = nullptr;
+  const std::unique_ptr<transport::Peer> staged = std::move(staged_);
+  lock.unlock();  // its threads are joined without the lock
 }
 
 // Every outstanding batch is answered, once, and nothing more is sent or received.
@@ -53,7 +61,9 @@ void ShmLink::lose(Status why) {
   if (!lost_.ok()) return;
   lost_ = why;
   ::shutdown(connection_.socket.get(), SHUT_RDWR);
-  for (auto& [id, batch] : batches_) finish(id, batch, lost_);
+  if (ring_ != nullptr) ring_->shutdown();  // the staged half then ends its batches itself
+  for (auto& [id, batch] : batches_)
+    if (batch.route != Route::kStaged) finish(id, batch, lost_);
   outbox_.clear();
   asked_back_.clear();
   changed_.notify_all();
@@ -78,7 +88,7 @@ void ShmLink::flush() {
     const iovec parts[] = {{&letter.header, sizeof letter.header}, {letter.body.data(), letter.body.size()}};
     const int error = sys::send_message(connection_.socket.get(), parts, fds);
     if (error == EAGAIN || error == ENOBUFS) return;  // the next EPOLLOUT tries again
-    if (error == ETOOMANYREFS || error == EMFILE) {
+    if ((error == ETOOMANYREFS || error == EMFILE) && !letter.files.empty()) {
       letter.files.clear();
       letter.body.clear();
       letter.header.code = static_cast<int32_t>(Code::kUnavailable);
@@ -171,7 +181,8 @@ void ShmLink::go_without(Import& import, std::string reason) {
   import.waiting = false;
   import.reason = std::move(reason);
   import.way = second_best();
-  if (import.way == Way::kStaging) import.refused = {Code::kUnavailable, 0, "shm cannot map this region of the peer"};
+  if (import.way == Way::kStaging && !staged_)
+    import.refused = {Code::kUnavailable, 0, "shm cannot map this region of the peer"};
   ++import_generation_;
   core_->wake();
 }
@@ -193,10 +204,11 @@ void ShmLink::import(const Region& region, const Key& key) {
   } else {
     import.way = second_best();
     import.reason = key.mappable ? "shm_path=" + path : key.refusal;
-    if (path == "map" || import.way == Way::kStaging)
+    if (path == "map" || (import.way == Way::kStaging && !staged_))
       throw Error(Code::kUnavailable, "shm: region " + std::to_string(region.id) + " of the peer cannot be mapped (" +
                                           import.reason + ") and " + connection_.why_not_cma);
   }
+  if (staged_) staged_->import_region(region, {});
   imports_.insert_or_assign(region.id, std::move(import));
   ++import_generation_;
 }
@@ -206,6 +218,7 @@ void ShmLink::forget(RegionId region) {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !copying_; });
   gone_.erase(region);
+  if (staged_) staged_->forget_region(region);
   const auto found = imports_.find(region);
   if (found == imports_.end()) return;
   old = std::move(found->second);
@@ -215,10 +228,13 @@ void ShmLink::forget(RegionId region) {
 
 // The owner wants it back, and no copy is running.
 void ShmLink::give_back(RegionId region) {
-  if (imports_.erase(region) > 0)
+  const auto found = imports_.find(region);
+  if (found != imports_.end()) {
+    imports_.erase(found);  // staged batches are refused by the owner, whose own threads store the bytes
     ++import_generation_;
-  else
+  } else {
     gone_.insert(region);
+  }
   Header done;
   done.type = Type::kRevoked;
   done.region = region;
@@ -253,10 +269,31 @@ void ShmLink::handle_segments(const Header& header, ByteView body, const std::ve
     import.mapped = map_segments(body, fds, import.region.buffer.bytes);
     import.waiting = false;
     ++import_generation_;
+    core_->populate = true;
     core_->wake();
   } catch (const Error& e) {
     go_without(import, e.what());
   }
+}
+
+// The first store to each page would fault otherwise, which costs more than copying it. Between two pieces the poll
+// thread looks at its sockets. Without the lock: should the region go meanwhile, the calls fail or touch nothing.
+bool ShmLink::populate() {
+  constexpr uint64_t kPiece = 4 << 20;
+  std::byte* at = nullptr;
+  uint64_t bytes = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& [id, import] : imports_) {
+      bytes = std::min(kPiece, import.mapped.pages.bytes() - import.populated);
+      if (bytes == 0) continue;
+      at = import.mapped.pages.data() + import.populated;
+      import.populated += bytes;
+      break;
+    }
+  }
+  if (at != nullptr) sys::populate_existing(at, bytes);
+  return at != nullptr;
 }
 
 void ShmLink::ask_back(RegionId region) {
@@ -303,7 +340,7 @@ std::string ShmLink::describe() const {
   }
   if (text.empty()) text = "no regions";
   if (!reason.empty()) text += " (not mapped: " + reason + ")";
-  if (!connection_.cma) text += " (no cma: " + connection_.why_not_cma + ")";
+  if (!connection_.cma && core_->context.shm_path == "auto") text += " (no cma: " + connection_.why_not_cma + ")";
   if (!lost_.ok()) text += "; lost: " + lost_.to_string();
   return text;
 }

@@ -22,6 +22,7 @@
 #include "transport/shm/shm_export.hpp"
 #include "transport/shm/shm_handshake.hpp"
 #include "transport/shm/shm_key.hpp"
+#include "transport/stream/stream_hub.hpp"
 #include "transport/transport.hpp"
 
 namespace pdxfer::transport::shm {
@@ -46,6 +47,7 @@ struct Core {
   std::mutex links_mutex;
   std::map<uint64_t, std::shared_ptr<ShmLink>> links;
   uint64_t next_link = 1;
+  bool populate = false;  // poll thread: links have mapped regions to enter into the page tables
 
   void wake() const {
     if (context.wake) context.wake();
@@ -57,7 +59,8 @@ enum class Way : uint8_t { kMap, kCma, kStaging };
 
 class ShmLink {
  public:
-  ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection);
+  // `hub` makes the staged half when the connection has rings; it outlives the link's stop().
+  ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub);
 
   // Set-up threads.
   void start(std::shared_ptr<ShmLink> self);  // from here on messages are received
@@ -76,10 +79,14 @@ class ShmLink {
   size_t take(std::span<Completion> out);
   Status lost() const;
   std::string describe() const;
+  void staged_over(BatchId batch);  // its kSent came out of the hub
+  PeerId peer() const noexcept { return peer_; }
 
   // Poll thread.
   void receive();
   void process_exited();
+  // Enter a piece of the mapped regions into the page tables; false when all of them are.
+  bool populate();
 
  private:
   struct Import {
@@ -87,8 +94,9 @@ class ShmLink {
     Way way = Way::kCma;
     bool waiting = false;  // for the owner's kSegments
     MappedRegion mapped;
-    std::string reason;  // why not a better way
-    Status refused;      // no way at all
+    uint64_t populated = 0;  // bytes of `mapped`, from the first page on
+    std::string reason;      // why not a better way
+    Status refused;          // no way at all
   };
   // One copy of a batch with its addresses looked up, good for one state of the region tables.
   struct Prepared {
@@ -97,13 +105,16 @@ class ShmLink {
     bool waiting = false;
     std::vector<std::byte*> src, dst;
   };
+  enum class Route : uint8_t { kUndecided, kDirect, kStaged };
   struct Batch {
+    Route route = Route::kUndecided;
     bool ended = false;  // kEnd is sent
     bool over = false;   // its kSent is queued
     Status status;
     std::vector<Prepared> copies;
   };
 
+  Route choose_route(const TransferPlan& plan) const;
   Status prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor);
   Status look_up(const PagedCopy& copy, Prepared& out);
   Status move(const PagedCopy& copy, Cursor& cursor, const Prepared& prepared) noexcept;
@@ -125,7 +136,9 @@ class ShmLink {
   const std::shared_ptr<Core> core_;
   const PeerId peer_;
   Connection connection_;
-  uint64_t number_ = 0;  // in Core::links
+  uint64_t number_ = 0;                      // in Core::links
+  RingChannel* ring_ = nullptr;              // the staged half's, until stop()
+  std::unique_ptr<transport::Peer> staged_;  // batches with a region that nothing better reaches; null without rings
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

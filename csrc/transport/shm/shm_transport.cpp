@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sys/random.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <string>
@@ -54,6 +55,7 @@ class ShmTransport final : public Transport {
  public:
   explicit ShmTransport(Context context)
       : core_(std::make_shared<Core>(std::move(context))),
+        hub_(core_->context, "shm"),
         address_(Address::here(random_name())),
         listener_(sys::listen_seqpacket(address_.name), "pdx-shm-listen"),
         thread_([this] { run(); }) {}
@@ -71,15 +73,17 @@ class ShmTransport final : public Transport {
   void deregister_memory(RegionId region) override;
   std::unique_ptr<Peer> connect(const transport::Link& link) override {
     auto connection = make_connection(core_->context, address_, listener_, link);
-    return std::make_unique<ShmPeer>(std::make_shared<ShmLink>(core_, link.peer, std::move(connection)));
+    return std::make_unique<ShmPeer>(std::make_shared<ShmLink>(core_, link.peer, std::move(connection), hub_));
   }
   size_t poll(std::span<Completion> out) override;
 
  private:
   void run() noexcept;
   void dispatch(const sys::Poller::Event& event);
+  bool populate_some();
 
   const std::shared_ptr<Core> core_;
+  stream::StreamHub hub_;  // staged links
   const Address address_;
   sys::TokenListener listener_;
   std::atomic<bool> stopping_{false};
@@ -111,9 +115,9 @@ Bytes ShmTransport::register_memory(const Region& region) {
       throw Error(Code::kUnavailable, what + "shm_path=map, but the memory cannot be shared: " + view.refusal);
   }
   const Key key{view.refusal.empty(), view.refusal.substr(0, 1024)};
+  hub_.register_memory(region);  // refuses an id that another thread has taken meanwhile
   const std::lock_guard lock(core_->regions_mutex);
-  if (!core_->regions.emplace(region.id, LocalRegion{buffer, std::move(view.segments)}).second)
-    throw Error(Code::kInvalid, what + "the id is taken");
+  core_->regions.emplace(region.id, LocalRegion{buffer, std::move(view.segments)});
   core_->generation.fetch_add(1, std::memory_order_acq_rel);
   return key.encode();
 }
@@ -136,6 +140,7 @@ void ShmTransport::deregister_memory(RegionId region) {
     link->wait_for_copy();
     link->wait_back(region, deadline);
   }
+  hub_.deregister_memory(region);
   watch_freed_ = true;
   core_->poller.wake();
 }
@@ -147,7 +152,13 @@ size_t ShmTransport::poll(std::span<Completion> out) {
     if (n == out.size()) break;
     n += link->take(out.subspan(n));
   }
-  return n;
+  const size_t staged = hub_.poll(out.subspan(n));
+  for (const Completion& done : out.subspan(n, staged)) {
+    if (done.kind != Completion::Kind::kSent) continue;
+    for (const auto& [number, link] : core_->links)
+      if (link->peer() == done.peer) link->staged_over(done.batch);
+  }
+  return n + staged;
 }
 
 void ShmTransport::dispatch(const sys::Poller::Event& event) {
@@ -165,11 +176,20 @@ void ShmTransport::dispatch(const sys::Poller::Event& event) {
     link->process_exited();
 }
 
+bool ShmTransport::populate_some() {
+  std::vector<std::shared_ptr<ShmLink>> links;
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    for (const auto& [number, link] : core_->links) links.push_back(link);
+  }
+  return std::any_of(links.begin(), links.end(), [](const auto& link) { return link->populate(); });
+}
+
 void ShmTransport::run() noexcept {
   ::pthread_setname_np(::pthread_self(), "pdx-shm-poll");
   std::array<sys::Poller::Event, 32> events;
   while (!stopping_) {
-    const size_t n = core_->poller.wait(events, watch_freed_ ? 1000 : -1);
+    const size_t n = core_->poller.wait(events, core_->populate ? 0 : watch_freed_ ? 1000 : -1);
     for (size_t i = 0; i < n; ++i) {
       try {
         dispatch(events[i]);
@@ -177,7 +197,10 @@ void ShmTransport::run() noexcept {
         log(LogLevel::kError, std::string("shm: message dropped: ") + e.what());
       }
     }
-    if (n == 0 && watch_freed_) watch_freed_ = sys::release_vanished() > 0;
+    if (core_->populate)
+      core_->populate = populate_some();
+    else if (n == 0 && watch_freed_)
+      watch_freed_ = sys::release_vanished() > 0;
   }
 }
 

@@ -7,21 +7,27 @@ from pdxfer import _core
 pytestmark = pytest.mark.gpu
 
 
-def test_the_module_carries_an_image_for_every_gpu_here() -> None:
+@pytest.fixture(scope="module")
+def gpus() -> list[dict]:
+    """The GPUs here; asking for these tests on a machine without one is a failure."""
     cuda = _core.cuda_info()
     assert cuda["devices"], cuda["reason"]
-    assert all(device["image"] for device in cuda["devices"]), _core.device_code()
+    return cuda["devices"]
+
+
+def test_the_module_carries_an_image_for_every_gpu_here(gpus: list[dict]) -> None:
+    assert all(device["image"] for device in gpus), _core.device_code()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_random_copies_agree_with_the_cpu(seed: int) -> None:
-    for device in _core.cuda_info()["devices"]:
+def test_random_copies_agree_with_the_cpu(seed: int, gpus: list[dict]) -> None:
+    for device in gpus:
         result = _core.device_paged_copy_selftest(seed, 400, device["ordinal"])
         assert result["failure"] == ""
         assert result["cases"] == 400
         assert result["bytes"] > 10_000_000
 
 
-def test_a_device_that_does_not_exist_is_a_clear_error() -> None:
+def test_a_device_that_does_not_exist_is_a_clear_error(gpus: list[dict]) -> None:
     with pytest.raises(_core.UnavailableError, match="CUDA device 99 does not exist"):
         _core.device_paged_copy_selftest(1, 1, 99)

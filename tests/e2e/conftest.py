@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import client
 import pytest
@@ -81,12 +82,15 @@ def reference(sglang: Callable[[str], Sglang], model: Callable[[str], Path]) -> 
     return get
 
 
-@pytest.fixture
-def start_pair(sglang: Callable[[str], Sglang], model: Callable[[str], Path]) -> Iterator[Callable[..., Pair]]:
-    """Start a pair; everything that was started is stopped when the test ends."""
-    started: list[Process] = []
+class Starter:
+    """Starts servers and remembers them."""
 
-    def start(
+    def __init__(self, sglang: Callable[[str], Sglang], model: Callable[[str], Path]) -> None:
+        self._sglang, self._model = sglang, model
+        self._started: list[Process] = []
+
+    def __call__(
+        self,
         version: str,
         arch: str,
         *both: str,
@@ -98,29 +102,42 @@ def start_pair(sglang: Callable[[str], Sglang], model: Callable[[str], Path]) ->
         serve: bool = False,
         tokenizer: bool = False,
     ) -> Pair:
-        installed, (bootstrap,) = sglang(version), free_ports(1)
-        halves = [
-            installed.server(
-                f"{mode}-{arch}",
-                model(arch),
-                *role(installed, mode, bootstrap),
-                *both,
-                *extra,
-                environment=env,
-                tp=size,
-                serve=serve and mode == "prefill",
-                tokenizer=tokenizer,
-            ).start()
-            for mode, extra, env, size in (
-                ("prefill", prefill, prefill_env, tp[0]),
-                ("decode", decode, decode_env, tp[1]),
-            )
-        ]
-        started.extend(halves)
-        for half in halves:
-            half.wait_ready()
-        return Pair(halves[0], halves[1], bootstrap)
+        """A pair that is ready. `both`, `prefill` and `decode` are further arguments."""
+        (bootstrap,) = free_ports(1)
+        first = self.half(
+            version, "prefill", arch, bootstrap, *both, *prefill, environment=prefill_env, tp=tp[0], serve=serve,
+            tokenizer=tokenizer,
+        )  # fmt: skip
+        second = self.half(
+            version, "decode", arch, bootstrap, *both, *decode, environment=decode_env, tp=tp[1], tokenizer=tokenizer
+        )
+        return Pair(first.wait_ready(), second.wait_ready(), bootstrap)
 
-    yield start
-    for process in reversed(started):
-        process.stop()
+    def half(self, version: str, mode: str, arch: str, bootstrap: int, *arguments: str, **options: Any) -> Process:
+        """One server of a pair, started but not waited for."""
+        installed = self._sglang(version)
+        server = installed.server(
+            f"{mode}-{arch}", self._model(arch), *role(installed, mode, bootstrap), *arguments, **options
+        )
+        self._started.append(server)
+        return server.start()
+
+    def stop(self) -> None:
+        for process in reversed(self._started):
+            process.stop()
+
+
+@pytest.fixture
+def start_pair(sglang: Callable[[str], Sglang], model: Callable[[str], Path]) -> Iterator[Starter]:
+    """Start a pair; everything that was started is stopped when the test ends."""
+    starter = Starter(sglang, model)
+    yield starter
+    starter.stop()
+
+
+@pytest.fixture(scope="module")
+def start_for_module(sglang: Callable[[str], Sglang], model: Callable[[str], Path]) -> Iterator[Starter]:
+    """The same for servers that the tests of a file share."""
+    starter = Starter(sglang, model)
+    yield starter
+    starter.stop()

@@ -11,10 +11,12 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import client
-from conftest import NEWEST
+import pytest
+from conftest import NEWEST, Starter
 from servers import Pair, Process, Usage
 
 OPTIONS = ("--page-size", "16", "--disable-overlap-schedule", "--disable-radix-cache")
@@ -48,30 +50,73 @@ def assert_no_leak(name: str, before: Usage, after: Usage, cycles: int) -> None:
     assert grown < (48 << 20) + cycles * (2 << 20), f"{name}: {grown >> 20} MiB more in {cycles} cycles"
 
 
-def test_killed_peers(start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]]) -> None:
-    prompts, wanted = client.prompts(), reference("llama")
-    pair = start_pair(NEWEST, "llama", *OPTIONS, prefill_env=SLOW)
-    short, short_wanted = prompts[:4], wanted[:4]
+@dataclass
+class Slow:
+    """A pair whose prefill server sends slowly, a second decode server, and the events of the first two."""
 
-    def works() -> bool:
-        return [client.send(pair, prompt).tokens() for prompt in short] == short_wanted
+    pair: Pair
+    second: Pair
+    events: Path
+    wanted: list[client.Tokens]
 
-    assert works()
-    before: dict[str, Usage] = {}
+    def works(self, pair: Pair) -> bool:
+        """Do short prompts still give the right tokens?"""
+        return [client.send(pair, prompt).tokens() for prompt in client.prompts()[:4]] == self.wanted[:4]
+
+
+@pytest.fixture(scope="module")
+def slow(
+    start_for_module: Starter,
+    reference: Callable[..., list[client.Tokens]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Slow:
+    wanted = reference("llama")
+    events = tmp_path_factory.mktemp("faults") / "events"
+    env = {"PDXE2E_EVENTS": str(events)}
+    pair = start_for_module(NEWEST, "llama", *OPTIONS, prefill_env={**SLOW, **env}, decode_env=env)
+    other = start_for_module.half(NEWEST, "decode", "llama", pair.bootstrap_port, *OPTIONS)
+    return Slow(pair, Pair(pair.prefill, other.wait_ready(), pair.bootstrap_port), events, wanted)
+
+
+def test_aborted_pages_are_reused_only_after_the_drain(slow: Slow) -> None:
+    sent = under_way(slow.pair)
+    for half in (slow.pair.decode, slow.pair.prefill):
+        assert client.post(half.url + "/abort_request", {"rid": sent.rid}).status == 200
+    assert sent.decode.result(30).failed_with("Aborted")
+    assert client.send(slow.pair, client.prompts()[5]).tokens() == slow.wanted[5]
+    time.sleep(1.0)
+    log = [json.loads(line) for line in slow.events.read_text().splitlines()]
+    at = {line["kind"]: line["t"] for line in log if line.get("room") == sent.room}
+    assert {"move", "moved", "held", "ack", "released"} <= set(at), at
+    assert at["moved"] <= at["ack"] <= at["released"], f"pages were released before the last write had stopped: {at}"
+    assert at["released"] - at["held"] < BOUND_S, "the drain took its whole bound instead of cancelling the transfer"
+
+
+def test_killed_decode_server(slow: Slow) -> None:
+    pair, second = slow.pair, slow.second
+    assert slow.works(pair) and slow.works(second)
+    before = pair.prefill.usage()
     for cycle in range(CYCLES):
         sent = under_way(pair)
+        spared = client.send(second, client.prompts()[6])
         killed = time.time()
         pair.decode.kill()
         answer = sent.prefill.result(30)
         assert answer.failed_with("PeerLostError"), answer
         assert answer.at - killed < BOUND_S, f"cycle {cycle}: the prefill server took {answer.at - killed:.1f} s"
-        assert pair.prefill.alive()
+        assert spared.tokens() == slow.wanted[6], f"cycle {cycle}: a request to the other decode server suffered"
         restart(pair.decode)
-        assert works(), f"cycle {cycle}: after the decode server came back"
+        assert slow.works(pair), f"cycle {cycle}: after the decode server came back"
         if cycle == 0:
-            before["prefill"] = settled_usage(pair.prefill)
-    assert_no_leak("prefill", before["prefill"], settled_usage(pair.prefill), CYCLES - 1)
+            before = settled_usage(pair.prefill)
+    assert_no_leak("prefill", before, settled_usage(pair.prefill), CYCLES - 1)
 
+
+def test_killed_prefill_server(slow: Slow) -> None:
+    pair = slow.pair
+    slow.second.decode.stop()
+    assert slow.works(pair)
+    before = pair.decode.usage()
     for cycle in range(CYCLES):
         sent = under_way(pair)
         killed = time.time()
@@ -81,50 +126,7 @@ def test_killed_peers(start_pair: Callable[..., Pair], reference: Callable[..., 
         assert answer.at - killed < BOUND_S, f"cycle {cycle}: the decode server took {answer.at - killed:.1f} s"
         assert pair.decode.alive()
         restart(pair.prefill)
-        assert works(), f"cycle {cycle}: after the prefill server came back"
+        assert slow.works(pair), f"cycle {cycle}: after the prefill server came back"
         if cycle == 0:
-            before["decode"] = settled_usage(pair.decode)
-    assert_no_leak("decode", before["decode"], settled_usage(pair.decode), CYCLES - 1)
-
-
-def test_a_dead_decode_server_leaves_the_other_alone(
-    start_pair: Callable[..., Pair],
-    sglang: Callable[..., object],
-    model: Callable[[str], Path],
-    reference: Callable[..., list[client.Tokens]],
-) -> None:
-    from servers import role
-
-    wanted = reference("llama")
-    pair = start_pair(NEWEST, "llama", *OPTIONS, prefill_env=SLOW)
-    installed = sglang(NEWEST)
-    other = installed.server("decode-2", model("llama"), *role(installed, "decode", 0), *OPTIONS)  # type: ignore[attr-defined]
-    try:
-        second = Pair(pair.prefill, other.start().wait_ready(), pair.bootstrap_port)
-        doomed, spared = under_way(pair), client.send(second, client.prompts()[6])
-        pair.decode.kill()
-        assert spared.tokens() == wanted[6]
-        assert doomed.prefill.result(30).failed_with("PeerLostError")
-        assert client.send(second, client.prompts()[5]).tokens() == wanted[5]
-    finally:
-        other.stop()
-
-
-def test_aborted_pages_are_reused_only_after_the_drain(
-    start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]], tmp_path: Path
-) -> None:
-    wanted = reference("llama")
-    events = tmp_path / "events"
-    env = {"PDXE2E_EVENTS": str(events)}
-    pair = start_pair(NEWEST, "llama", *OPTIONS, prefill_env={**SLOW, **env}, decode_env=env)
-    sent = under_way(pair)
-    for half in (pair.decode, pair.prefill):
-        assert client.post(half.url + "/abort_request", {"rid": sent.rid}).status == 200
-    assert sent.decode.result(30).failed_with("abort")
-    assert client.send(pair, client.prompts()[5]).tokens() == wanted[5]
-    time.sleep(1.0)
-    log = [json.loads(line) for line in events.read_text().splitlines()]
-    at = {line["kind"]: line["t"] for line in log if line.get("room") == sent.room}
-    assert {"move", "moved", "held", "ack", "released"} <= set(at), at
-    assert at["moved"] <= at["ack"] <= at["released"], f"pages were released before the last write had stopped: {at}"
-    assert at["released"] - at["held"] < BOUND_S, "the drain took its whole bound instead of cancelling the transfer"
+            before = settled_usage(pair.decode)
+    assert_no_leak("decode", before, settled_usage(pair.decode), CYCLES - 1)

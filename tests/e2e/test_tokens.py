@@ -11,8 +11,7 @@ from pathlib import Path
 
 import client
 import pytest
-from conftest import NEWEST, OLDEST
-from servers import Pair
+from conftest import NEWEST, OLDEST, Starter
 
 CHUNKED = ("--chunked-prefill-size", "64")
 NO_OVERLAP = ("--disable-overlap-schedule",)
@@ -30,7 +29,7 @@ def moved(events: Path) -> list[int]:
 
 @pytest.mark.quick
 def test_page_1_chunked_overlap_prefix_cache_checksum(
-    start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]], tmp_path: Path
+    start_pair: Starter, reference: Callable[..., list[client.Tokens]], tmp_path: Path
 ) -> None:
     events, control = tmp_path / "events", tmp_path / "control"
     env = {**CHECKSUM, "PDXE2E_EVENTS": str(events), "PDXE2E_CONTROL": str(control)}
@@ -69,7 +68,7 @@ def test_page_1_chunked_overlap_prefix_cache_checksum(
 
 @pytest.mark.quick
 def test_page_16_chunked_and_a_pair_that_moves_nothing(
-    start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]], tmp_path: Path
+    start_pair: Starter, reference: Callable[..., list[client.Tokens]], tmp_path: Path
 ) -> None:
     control = tmp_path / "control"
     wanted = reference("llama")
@@ -86,21 +85,17 @@ def test_page_16_chunked_and_a_pair_that_moves_nothing(
     assert client.through_pair(pair, prompts) == wanted
 
 
-def test_page_64_tp1_to_tp2_qwen3(
-    start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]]
-) -> None:
+def test_page_64_tp1_to_tp2_qwen3(start_pair: Starter, reference: Callable[..., list[client.Tokens]]) -> None:
     pair = start_pair(NEWEST, "qwen3", "--page-size", "64", *NO_OVERLAP, tp=(1, 2))
     assert client.through_pair(pair, client.prompts()) == reference("qwen3")
 
 
-def test_page_16_tp2_to_tp1_qwen2(
-    start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]]
-) -> None:
+def test_page_16_tp2_to_tp1_qwen2(start_pair: Starter, reference: Callable[..., list[client.Tokens]]) -> None:
     pair = start_pair(NEWEST, "qwen2", "--page-size", "16", *CHUNKED, *NO_OVERLAP, tp=(2, 1))
     assert client.through_pair(pair, client.prompts()) == reference("qwen2")
 
 
-def test_mla_with_checksum(start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]]) -> None:
+def test_mla_with_checksum(start_pair: Starter, reference: Callable[..., list[client.Tokens]]) -> None:
     env = {**MLA, **CHECKSUM}
     pair = start_pair(
         NEWEST,
@@ -118,7 +113,7 @@ def test_mla_with_checksum(start_pair: Callable[..., Pair], reference: Callable[
 
 
 def test_oldest_sglang_page_16_chunked_tp1_to_tp2(
-    start_pair: Callable[..., Pair], reference: Callable[..., list[client.Tokens]]
+    start_pair: Starter, reference: Callable[..., list[client.Tokens]]
 ) -> None:
     pair = start_pair(OLDEST, "llama", "--page-size", "16", *CHUNKED, *NO_OVERLAP, tp=(1, 2))
     assert client.through_pair(pair, client.prompts()) == reference("llama")
@@ -129,7 +124,7 @@ def test_oldest_sglang_page_16_chunked_tp1_to_tp2(
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "mla"])
 @pytest.mark.parametrize("tp", [(1, 1), (1, 2), (2, 1)])
 def test_every_combination(
-    start_pair: Callable[..., Pair],
+    start_pair: Starter,
     reference: Callable[..., list[client.Tokens]],
     arch: str,
     page_size: str,
@@ -144,7 +139,7 @@ def test_every_combination(
 @pytest.mark.parametrize("tp", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("page_size", ["1", "64"])
 def test_oldest_sglang(
-    start_pair: Callable[..., Pair],
+    start_pair: Starter,
     reference: Callable[..., list[client.Tokens]],
     page_size: str,
     tp: tuple[int, int],

@@ -228,12 +228,14 @@ def test_an_abort_cancels_and_acknowledges_after_the_drain(
     assert pair.prefill.acked == [], "acknowledged while the transfer was in flight"
     pair.prefill.update_status(2, KVPoll.Failed)
     until(lambda: batch.cancelled)
-    until(lambda: pair.prefill._staging_outstanding.get(2, 0) == 0)
+    assert pair.concluded(2)[0] == KVPoll.Failed
     if stops:
         until(lambda: pair.prefill.acked == [2])
-        assert pair.prefill.poisoned == set()
+        assert pair.prefill.poisoned == set() and 2 not in pair.prefill._staging_outstanding
     else:
+        time.sleep(0.2)
         assert pair.prefill.acked == [] and pair.prefill.poisoned == {2}, "not proved stopped: no ACK, ever"
+        assert pair.prefill._staging_outstanding[2] == 1
     assert pair.prefill.request_status[2] == KVPoll.Failed
     assert pair.session not in pair.prefill.failed_sessions, "an abort says nothing about the decode engine"
     pair.prefill._pdx = engine

@@ -162,6 +162,8 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
 
     def _finish_chunk(self, chunk: Any) -> None:
         """What SGLang's worker does after a chunk, for one that ended in an exception."""
+        if not self._work.settled:
+            return  # the room stays counted, which withholds its ACK in every SGLang that has ACKs
         room = chunk.room
         outstanding = getattr(self, "_staging_outstanding", {})
         if getattr(chunk, "staging_counted", False) and room in outstanding:

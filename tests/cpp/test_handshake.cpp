@@ -103,6 +103,8 @@ TEST_CASE("truncated, oversized and random handshakes neither crash nor hang nor
     send_all(socket, noise);
   }
   still_serves(engine);
+  // connect returns when both ends agree; the accepting engine enters the peer a moment later.
+  for (int i = 0; i < 2000 && engine.peers().empty(); ++i) std::this_thread::sleep_for(1ms);
   CHECK(engine.peers().size() == 1);
 }
 

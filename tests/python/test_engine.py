@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -32,6 +33,15 @@ def pages(rng: np.random.Generator, slots: int, count: int) -> np.ndarray:
     return rng.permutation(slots)[:count].astype(np.int32)
 
 
+def allocate(shape: tuple[int, int], fill: int) -> np.ndarray:
+    """Pages in a private mapping of their own, as large pools have; small arrays would lie on the heap."""
+    size = shape[0] * shape[1]
+    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(mapping, dtype=np.uint8, count=size).reshape(shape)
+    array[:] = fill
+    return array
+
+
 def layout(regions: list[pdxfer.Region], page_bytes: int, slots: int) -> pdxfer.KvLayout:
     return pdxfer.KvLayout(buffers=[(region, 0) for region in regions], page_bytes=page_bytes, slots=slots)
 
@@ -40,8 +50,10 @@ def move(a: pdxfer.Engine, b: pdxfer.Engine, page_bytes: int, count: int, *, lay
     """One random transfer, verified byte for byte, with everything outside the target pages unchanged."""
     rng = np.random.default_rng(seed)
     slots = count * 3 + 5
-    sources = [rng.integers(0, 255, (slots, page_bytes), dtype=np.uint8) for _ in range(layers)]
-    targets = [np.full((slots, page_bytes), 0xAA, dtype=np.uint8) for _ in range(layers)]
+    targets = [allocate((slots, page_bytes), 0xAA) for _ in range(layers)]
+    sources = [allocate((slots, page_bytes), 0) for _ in range(layers)]
+    for array in sources:
+        array[:] = rng.integers(0, 255, array.shape, dtype=np.uint8)
     src_regions = [a.register_memory(array) for array in sources]
     dst_regions = [b.register_memory(array) for array in targets]
     peer = a.connect(b.address)

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "transport/check_copy.hpp"
+#include "transport/stream/small_extents.hpp"
 
 namespace pdxfer::transport::stream {
 namespace {
@@ -38,8 +39,9 @@ int Receiver::pump(uint64_t budget) {
 int64_t Receiver::read_some() {
   if (stage_ == Stage::kPayload) {
     if (at_ == end_) fill();
-    const int64_t n = channel_.readv({iov_.data() + at_, end_ - at_});
-    if (n > 0) consume(static_cast<uint64_t>(n));
+    const iovec packed{packed_.data(), std::min<uint64_t>(kPackBytes, window_)};
+    const int64_t n = packing_ ? channel_.readv({&packed, 1}) : channel_.readv({iov_.data() + at_, end_ - at_});
+    if (n > 0) consume(static_cast<uint64_t>(n), packing_ ? packed_.data() : nullptr);
     return n;
   }
   iovec to{};
@@ -180,6 +182,7 @@ bool Receiver::begin_chunk() {
 
 void Receiver::fill() {
   at_ = end_ = 0;
+  const uint64_t before = unfilled_;
   while (!sink_ && unfilled_ > 0 && end_ < iov_.size()) {
     if (at_end(plan_->copy, cursor_)) {  // the chunk is longer than the rest of its copy
       link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
@@ -199,28 +202,37 @@ void Receiver::fill() {
     iov_[end_++] = {scratch_.data(), bytes};
     unfilled_ -= bytes;
   }
+  window_ = before - unfilled_;
+  packing_ = !sink_ && worth_packing(window_, end_);
+  if (packing_) packed_.resize(kPackBytes);
   // The next header rides along: in the steady state a chunk needs no read of its own for it.
-  if (unfilled_ == 0 && end_ < iov_.size()) iov_[end_++] = {header_bytes_.data(), kHeaderBytes};
+  if (unfilled_ == 0 && end_ < iov_.size()) {
+    iov_[end_++] = {header_bytes_.data(), kHeaderBytes};
+    window_ += kHeaderBytes;
+  }
 }
 
-void Receiver::consume(uint64_t bytes) noexcept {
+void Receiver::consume(uint64_t bytes, const std::byte* packed) noexcept {
+  if (packed != nullptr) {
+    at_ += scatter({iov_.data() + at_, end_ - at_}, packed, bytes);
+  } else {
+    for (uint64_t left = bytes; left > 0;) {
+      iovec& first = iov_[at_];
+      const uint64_t step = std::min<uint64_t>(left, first.iov_len);
+      first.iov_base = static_cast<std::byte*>(first.iov_base) + step;
+      first.iov_len -= step;
+      left -= step;
+      if (first.iov_len == 0) ++at_;
+    }
+  }
+  window_ -= bytes;
   const uint64_t payload = std::min(bytes, unread_);
   unread_ -= payload;
-  if (unread_ == 0) {
-    header_have_ = bytes - payload;
-    batch_->received += header_.body;
-    at_ = end_ = 0;
-    stage_ = Stage::kHeader;
-    return;
-  }
-  while (bytes > 0) {
-    iovec& first = iov_[at_];
-    const uint64_t step = std::min<uint64_t>(bytes, first.iov_len);
-    first.iov_base = static_cast<std::byte*>(first.iov_base) + step;
-    first.iov_len -= step;
-    bytes -= step;
-    if (first.iov_len == 0) ++at_;
-  }
+  if (unread_ > 0) return;
+  header_have_ = bytes - payload;
+  batch_->received += header_.body;
+  at_ = end_ = 0;
+  stage_ = Stage::kHeader;
 }
 
 bool Receiver::finish_end() {
@@ -248,6 +260,7 @@ void Receiver::revoke(RegionId region) {
       sink_ = true;
       unfilled_ = unread_;
       at_ = end_ = 0;
+      packing_ = false;
     }
 }
 

@@ -1,5 +1,6 @@
 // Receiver: the incoming half of one stream. It checks every frame, and reads the payload of chunks straight into the
-// registered memory that their PLAN names; what must not land is read into a sink. Its io thread only.
+// registered memory that their PLAN names (through a buffer in cache where extents are small, small_extents.hpp); what
+// must not land is read into a sink. Its io thread only.
 #pragma once
 
 #include <sys/uio.h>
@@ -59,7 +60,7 @@ class Receiver {
   void parse_plan(size_t bytes);
   void finish_plan();
   void fill();
-  void consume(uint64_t bytes) noexcept;
+  void consume(uint64_t bytes, const std::byte* packed) noexcept;
   int64_t read_some();
 
   LinkState& link_;
@@ -86,8 +87,11 @@ class Receiver {
   std::array<iovec, 1024> iov_;
   size_t at_ = 0, end_ = 0;
   uint64_t unfilled_ = 0;  // of the payload, not yet in the window
+  uint64_t window_ = 0;    // bytes left in the window
   Cursor cursor_;
   bool sink_ = false;
+  bool packing_ = false;  // this window is read into packed_ and scattered from there
+  std::vector<std::byte> packed_;
 };
 
 }  // namespace pdxfer::transport::stream

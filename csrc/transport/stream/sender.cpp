@@ -6,11 +6,12 @@
 #include <cstring>
 
 #include "core/paged_copy.hpp"
+#include "transport/stream/small_extents.hpp"
 
 namespace pdxfer::transport::stream {
 namespace {
 constexpr size_t kScratch = 64 << 10;
-constexpr uint64_t kWindow = 1 << 20;  // large enough to amortise a system call, small enough to share a loop
+constexpr uint64_t kWindow = kPackBytes - (16 << 10);  // amortises a system call; packed, it stays in cache
 constexpr size_t kPlanReserve = 4096;  // begin a frame only when this much scratch is left, so that it gets somewhere
 alignas(64) constexpr std::byte kZeros[64 << 10] = {};
 }  // namespace
@@ -19,7 +20,7 @@ Sender::Sender(LinkState& link, Channel& channel, uint32_t index)
     : link_(link),
       channel_(channel),
       index_(index),
-      queue_(std::max<uint64_t>(2 * link.limits.chunk_bytes, kWindow)),
+      queue_(std::max<uint64_t>(2 * link.limits.chunk_bytes, 1 << 20)),
       scratch_(kScratch) {
   ends_.reserve(64);
 }
@@ -89,8 +90,13 @@ void Sender::fill() {
     else if (in_chunk_)
       append_extents();
     else if (!begin_next())
-      return;
+      break;
   }
+  if (window_ > kPackBytes || !worth_packing(window_, end_)) return;
+  packed_.resize(kPackBytes);
+  gather({iov_.data(), end_}, packed_.data());
+  iov_[0] = {packed_.data(), window_};
+  end_ = 1;
 }
 
 // The next frame's header, acknowledgements first: they free the other end's batches. False when there is nothing.

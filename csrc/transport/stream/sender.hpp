@@ -1,6 +1,6 @@
 // Sender: the outgoing half of one stream. It turns queued pieces into frames, gathers headers and source extents into
-// one window of iovecs, and writes windows to the channel. No payload byte is copied in user space. Its io thread only,
-// except queue().
+// one window of iovecs, and writes windows to the channel: straight from the source, except where extents are so small
+// that packing them is faster (small_extents.hpp). Its io thread only, except queue().
 #pragma once
 
 #include <sys/uio.h>
@@ -57,8 +57,9 @@ class Sender {
   uint64_t window_ = 0;             // bytes in it when it was filled
   std::vector<std::byte> scratch_;  // headers and plans of the window
   size_t scratch_used_ = 0;
-  std::vector<Outbound*> ends_;   // whose END is in the window
-  std::vector<Bytes> snapshots_;  // of revoked regions, while the window points there
+  std::vector<std::byte> packed_;  // the window, when its extents are small
+  std::vector<Outbound*> ends_;    // whose END is in the window
+  std::vector<Bytes> snapshots_;   // of revoked regions, while the window points there
 };
 
 }  // namespace pdxfer::transport::stream

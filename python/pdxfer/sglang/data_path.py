@@ -184,7 +184,11 @@ class DataPath(_Sglang):
         if code == 0:
             for found, pages in ((host_side, dst_data_indices), (device_side, on_device)):
                 if found is not None:
-                    self._give(mooncake_session_id, _part(found, prefill_data_indices, pages))
+                    # KV pages are a request's own; rows of state may be shared or padded, as SGLang lists them.
+                    part = _part(found, prefill_data_indices, pages)
+                    self._give(
+                        mooncake_session_id, part._replace(allow_duplicates=kwargs.get("state_type") is not None)
+                    )
         return int(code)
 
     def send_kvcache_slice(

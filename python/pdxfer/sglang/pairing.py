@@ -55,6 +55,7 @@ class Part(NamedTuple):
     pairing: Any
     src_pages: npt.NDArray[np.int32]
     dst_pages: npt.NDArray[np.int32]
+    allow_duplicates: bool = False  # may a destination page be named twice?
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Every component that SGLang's manager sends, by SGLang's own code and by ours, byte for byte. Run by test_components.py.
+"""Every component that SGLang's manager sends, by SGLang's own code and by ours, byte for byte.
 
-SGLang's Mooncake manager over an engine that is memmove is the oracle; ours is the same installed SGLang with the plugin
-in front and two real engines. Each case fills the source with random bytes, sends to two equal destinations, and compares
-all of both, so a byte too many shows as well. Needs no server, model or GPU.
+SGLang's Mooncake manager over an engine that is memmove is the oracle; ours is the same installed SGLang with the
+plugin in front and two real engines. Each case fills the source with random bytes, sends to two equal destinations,
+and compares all of both, so a byte too many shows as well. Needs no server, model or GPU; run by test_components.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every component of the cache, on every installed SGLang: our sending methods against SGLang's own. See components.py."""
+"""Every component of the cache: our sending methods against those of the installed SGLang. See components.py."""
 
 from __future__ import annotations
 

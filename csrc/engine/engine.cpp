@@ -70,7 +70,8 @@ void Engine::make_transports() {
     transport::Context context;
     context.limits.chunk_bytes = config_.chunk_bytes;
     context.limits.staging_bytes = config_.staging_bytes;
-    context.limits.copy_threads = threads_or(config_.copy_threads);
+    // A throttle is charged by the chunk, so a throttled engine copies chunk by chunk.
+    context.limits.copy_threads = faults.throttle_bytes_per_s != 0 ? 1 : threads_or(config_.copy_threads);
     context.limits.io_threads = threads_or(config_.io_threads);
     context.limits.tcp_streams = config_.tcp_streams;
     context.copy = [this](const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,

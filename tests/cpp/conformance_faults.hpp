@@ -34,8 +34,10 @@ inline void lost_peer_is_lost_alone(const Factory& make) {
     with_b->ba.reset();
     b->transport.reset();
     REQUIRE(with_c.poll_until([&] {
-      for (auto& batch : to_b) batch->step();
-      for (auto& batch : to_c) batch->step();
+      // As the engine does: a batch whose kSent was polled is not touched again.
+      for (auto* batches : {&to_b, &to_c})
+        for (auto& batch : *batches)
+          if (a.find_sent(batch->id) == nullptr) batch->step();
       bool all = !with_b->ab->lost().ok();
       for (BatchId id = 1; id <= 3; ++id) all = all && a.find_sent(id) != nullptr && a.find_sent(id + 10) != nullptr;
       return all && c.arrived.size() == 3;

@@ -7,6 +7,9 @@
 #include "transport/shm/shm_link.hpp"
 
 namespace pdxfer::transport::shm {
+namespace {
+constexpr uint64_t kBytesPerCopyThread = 4 << 20;
+}  // namespace
 
 // The last word on a batch. Bytes move inside submit only, so whoever polls the completion knows that none is late.
 Status ShmLink::finish(BatchId id, Batch& batch, Status status) {
@@ -93,9 +96,12 @@ Status ShmLink::prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_in
 }
 
 Status ShmLink::move(const PagedCopy& copy, Cursor& cursor, const Prepared& prepared) noexcept {
-  const uint64_t budget = core_->context.limits.chunk_bytes;
+  const Limits& limits = core_->context.limits;
+  const uint64_t budget = limits.chunk_bytes;
   if (prepared.way == Way::kMap) {
-    core_->context.copy(copy, cursor, budget, prepared.src, prepared.dst);
+    // Helpers of the host copy need long steps to be worth waking; the turn takes about as long as one thread's chunk.
+    const uint64_t shared = limits.copy_threads > 1 ? limits.copy_threads * kBytesPerCopyThread : 0;
+    core_->context.copy(copy, cursor, std::max(budget, shared), prepared.src, prepared.dst);
     return kOkStatus;
   }
   for (uint64_t moved = 0; moved < budget && !at_end(copy, cursor);) {

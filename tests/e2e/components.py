@@ -188,6 +188,39 @@ def state_case(name: str, items: list[int], src_rows: list[int], dst_rows: list[
         check(f"state {name}", make(), make, ([src_rows], [dst_rows]))
 
 
+def check_states() -> None:
+    rows = [3, 4, 9], [1, 2, 17]
+    for name in ("swa", "dsa", "swa_ring", "request_row", "block_scale", "block_scale_swa"):
+        state_case(name, [128] * 4, *rows)
+    state_case("mamba", [640, 96, 640, 96], [3], [11])
+    if hasattr(conn.MooncakeKVManager, "_send_swa_state_slice"):
+        for src_tp, dst_tp in ((1, 2), (2, 1)):
+            side = lambda tp, rank: Side(  # noqa: E731
+                [PAGE * (4 // tp) * 32] * 4, [("swa", [PAGE * (4 // tp) * 16] * 4)], tp=tp, rank=rank, heads=4
+            )
+            check(
+                f"state swa, TP {src_tp} -> TP {dst_tp}",
+                side(src_tp, src_tp - 1),
+                lambda: side(dst_tp, dst_tp - 1),  # noqa: B023
+                ([rows[0]], [rows[1]]),
+            )
+    for src_tp, dst_tp in ((1, 2), (2, 1)):
+        side = lambda tp, rank: Side(  # noqa: E731
+            [PAGE * (4 // tp) * 32] * 4,
+            [("mamba", [8 // tp * 24, 8 // tp * 40])],
+            tp=tp,
+            rank=rank,
+            heads=4,
+            dims=[[8 // tp, 8 // tp]],
+        )
+        check(
+            f"state mamba, TP {src_tp} -> TP {dst_tp}",
+            side(src_tp, src_tp - 1),
+            lambda: side(dst_tp, dst_tp - 1),  # noqa: B023
+            ([[3]], [[11]]),
+        )
+
+
 def main() -> None:
     # Outside a scheduler these answer for a server with default options.
     for name, fields in (
@@ -221,36 +254,7 @@ def main() -> None:
         lambda: Side([256] * 4, kv_layer_ids=[1, 3, 1, 3]),
         mla=True,
     )
-    rows = [3, 4, 9], [1, 2, 17]
-    for name in ("swa", "dsa", "swa_ring", "request_row", "block_scale", "block_scale_swa"):
-        state_case(name, [128] * 4, *rows)
-    state_case("mamba", [640, 96, 640, 96], [3], [11])
-    if hasattr(conn.MooncakeKVManager, "_send_swa_state_slice"):
-        for src_tp, dst_tp in ((1, 2), (2, 1)):
-            side = lambda tp, rank: Side(  # noqa: E731
-                [PAGE * (4 // tp) * 32] * 4, [("swa", [PAGE * (4 // tp) * 16] * 4)], tp=tp, rank=rank, heads=4
-            )
-            check(
-                f"state swa, TP {src_tp} -> TP {dst_tp}",
-                side(src_tp, src_tp - 1),
-                lambda: side(dst_tp, dst_tp - 1),  # noqa: B023
-                ([rows[0]], [rows[1]]),
-            )
-    for src_tp, dst_tp in ((1, 2), (2, 1)):
-        side = lambda tp, rank: Side(  # noqa: E731
-            [PAGE * (4 // tp) * 32] * 4,
-            [("mamba", [8 // tp * 24, 8 // tp * 40])],
-            tp=tp,
-            rank=rank,
-            heads=4,
-            dims=[[8 // tp, 8 // tp]],
-        )
-        check(
-            f"state mamba, TP {src_tp} -> TP {dst_tp}",
-            side(src_tp, src_tp - 1),
-            lambda: side(dst_tp, dst_tp - 1),  # noqa: B023
-            ([[3]], [[11]]),
-        )
+    check_states()
     print("all components agree")
 
 

@@ -16,6 +16,7 @@ from conftest import NEWEST, OLDEST, Starter
 CHUNKED = ("--chunked-prefill-size", "64")
 NO_OVERLAP = ("--disable-overlap-schedule",)
 MLA = {"PDXE2E_MLA": "1"}
+TCP = {"PDXFER_TRANSPORTS": "tcp"}
 CHECKSUM = {"PDXE2E_CHECKSUM": "1"}
 
 
@@ -90,9 +91,11 @@ def test_page_64_tp1_to_tp2_qwen3(start_pair: Starter, reference: Callable[..., 
     assert client.through_pair(pair, client.prompts()) == reference("qwen3")
 
 
-def test_page_16_tp2_to_tp1_qwen2(start_pair: Starter, reference: Callable[..., list[client.Tokens]]) -> None:
-    pair = start_pair(NEWEST, "qwen2", "--page-size", "16", *CHUNKED, *NO_OVERLAP, tp=(2, 1))
+def test_page_16_tp2_to_tp1_qwen2_over_tcp(start_pair: Starter, reference: Callable[..., list[client.Tokens]]) -> None:
+    options = ("--page-size", "16", *CHUNKED, *NO_OVERLAP)
+    pair = start_pair(NEWEST, "qwen2", *options, prefill_env=TCP, decode_env=TCP, tp=(2, 1))
     assert client.through_pair(pair, client.prompts()) == reference("qwen2")
+    assert pair.prefill.text().count("over tcp") == 2, "both ranks should have used tcp"
 
 
 def test_mla_with_checksum(start_pair: Starter, reference: Callable[..., list[client.Tokens]]) -> None:

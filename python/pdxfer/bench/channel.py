@@ -17,7 +17,7 @@ import struct
 import time
 from typing import Any
 
-from pdxfer.bench.errors import BenchError
+from pdxfer.bench.errors import BenchError, EndGone
 
 PROTOCOL = 1
 MAX_MESSAGE = 1 << 20
@@ -45,7 +45,7 @@ class Channel:
         except TimeoutError:
             raise BenchError(f"{self.peer} took nothing for {timeout:g} s") from None
         except OSError as error:
-            raise BenchError(f"{self.peer} is gone: {error.strerror or error}") from None
+            raise EndGone(f"{self.peer} is gone: {error.strerror or error}") from None
 
     def receive(self, timeout: float, limit: int = MAX_MESSAGE) -> Message:
         """The next message.
@@ -74,9 +74,9 @@ class Channel:
             except TimeoutError:
                 raise BenchError(f"no answer from {self.peer} within {timeout:g} s") from None
             except OSError as error:
-                raise BenchError(f"lost {self.peer}: {error.strerror or error}") from None
+                raise EndGone(f"lost {self.peer}: {error.strerror or error}") from None
             if not piece:
-                raise BenchError(f"{self.peer} closed the connection")
+                raise EndGone(f"{self.peer} closed the connection")
             data += piece
         return bytes(data)
 

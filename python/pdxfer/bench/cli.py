@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ SESSION_SECONDS = 6 * 3600.0
 def run(argv: Sequence[str] | None) -> int:
     """The exit code; see `pdxfer.bench.main`."""
     args = parser().parse_args(None if argv is None else list(argv))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # rows measured so far are kept then, too
     try:
         if args.listen is not None and args.connect is not None:
             raise BenchError("--listen and --connect are the two ends: give one of them")

@@ -14,7 +14,7 @@ from pdxfer.bench.errors import BenchError
 from pdxfer.bench.report import Row, arrange, pair_key
 
 _COLOURS = {"pdxfer": "#1f6fb4", "nixl": "#7fb800", "mooncake": "#f0a202"}
-_INK, _FAINT, _CEILING = "#22272e", "#8b949e", "#c0392b"
+_INK, _FAINT, _CEILING = "#22272e", "#6b737c", "#c0392b"
 _BAR = 0.26  # inches of one bar
 
 
@@ -85,11 +85,12 @@ def _panels(rows: list[Row]) -> list[tuple[str, list[tuple[Row, list[Row]]]]]:
 
 def _panel(axis: Any, transport: str, panel: list[tuple[Row, list[Row]]]) -> None:
     place, ticks, names = 0.0, [], []
-    top = max([r["ceiling_gbps"] or r["gbps"] or 0 for row, peers in panel for r in (row, *peers)] + [0.1])
+    figures = [row["ceiling_gbps"] or 0.0 for row, _ in panel]
+    top = max([0.1, *figures, *(r["gbps"] or 0.0 for row, peers in panel for r in (row, *peers))])
     for row, peers in panel:
         group = [row, *peers]
         for offset, member in enumerate(group):
-            _bar(axis, place + offset, member, top)
+            _bar(axis, place + offset, member)
         if row["ceiling_gbps"]:
             axis.plot(
                 [row["ceiling_gbps"]] * 2,
@@ -103,10 +104,12 @@ def _panel(axis: Any, transport: str, panel: list[tuple[Row, list[Row]]]) -> Non
         names.append(row["label"])
         place += len(group) + 0.8
     axis.set_yticks(ticks, names, fontsize=9, color=_INK)
+    axis.margins(y=0.02)
     axis.invert_yaxis()
-    axis.set_xlim(0, top * 1.18)
+    axis.set_xlim(0, top * 1.03)
     axis.set_xlabel("GB/s, host call to completion", fontsize=9, color=_INK)
     axis.set_title(transport, fontsize=10, loc="left", color=_INK, fontweight="bold")
+    axis.set_title("GB/s, % of ceiling", fontsize=8, loc="right", color=_FAINT)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", colors=_INK, labelsize=8)
     axis.grid(axis="x", color="#e1e4e8", linewidth=0.8)
@@ -115,25 +118,21 @@ def _panel(axis: Any, transport: str, panel: list[tuple[Row, list[Row]]]) -> Non
         axis.spines[side].set_visible(False)
 
 
-def _bar(axis: Any, place: float, row: Row, top: float) -> None:
+def _bar(axis: Any, place: float, row: Row) -> None:
     value = row["gbps"] or 0.0
     axis.barh(place, value, height=0.86, color=_COLOURS[row["peer"] or "pdxfer"], zorder=2)
-    if row["failed"]:
-        text = "failed"
-    else:
-        text = f"{value:.{max(0, min(3, 1 - math.floor(math.log10(value))))}f}"
-        if not row["peer"] and row["percent_of_ceiling"]:
-            text += f"  ({row['percent_of_ceiling']:.0f}%)"
-    # Inside a long bar, beside a short one: never under the ceiling's line.
-    inside = value > 0.45 * top
+    text = "failed" if row["failed"] else f"{value:.{max(0, min(3, 1 - math.floor(math.log10(value))))}f}"
+    if not row["peer"] and row["percent_of_ceiling"]:
+        text += f"  {row['percent_of_ceiling']:.0f}%"
+    # A column at the right edge: beside the bars the ceilings' lines would cross the figures.
     axis.annotate(
         text,
-        (value, place),
-        xytext=(-4 if inside else 4, 0),
+        (1.0, place),
+        xycoords=("axes fraction", "data"),
+        xytext=(6, 0),
         textcoords="offset points",
         va="center",
-        ha="right" if inside else "left",
-        fontsize=7.5,
-        color="white" if inside and not row["failed"] else _INK,
-        zorder=4,
+        fontsize=8,
+        color=_INK if not row["peer"] else _FAINT,
+        fontweight="bold" if not row["peer"] else "normal",
     )

@@ -94,7 +94,10 @@ class Runner:
                         self._require_receiver(error)
                         yield self._failed_row(library, options, work, error)
                         break
-            finally:
+            except BaseException:
+                sender.close()  # interrupted, perhaps within a message: the channel is of no use any more
+                raise
+            else:
                 sender.close()
                 self._close_receiver()
 
@@ -120,9 +123,10 @@ class Runner:
         try:
             remote = self._channel.call("open", library=library, options=wire)["remote"]
             sender.connect(self._pool, remote)
-        except BaseException:
+        except BaseException as error:
             sender.close()
-            self._close_receiver()
+            if isinstance(error, Exception):
+                self._close_receiver()
             raise
         return sender
 

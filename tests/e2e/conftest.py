@@ -123,7 +123,9 @@ class Starter:
         return server.start()
 
     def stop(self) -> None:
-        for process in reversed(self._started):
+        for process in self._started:
+            process.terminate()
+        for process in self._started:
             process.stop()
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 READY_S = 240.0
-STOP_S = 20.0
+STOP_S = 10.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -101,12 +101,17 @@ class Process:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
+    def terminate(self) -> None:
+        """SIGTERM: the beginning of `stop`, for several servers at once."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+
     def stop(self) -> None:
         """SIGTERM, then SIGKILL to what is left of the group."""
         if self.process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
         self.kill()
@@ -196,10 +201,6 @@ class Pair:
     prefill: Process
     decode: Process
     bootstrap_port: int
-
-    def stop(self) -> None:
-        self.decode.stop()
-        self.prefill.stop()
 
 
 def role(sglang: Sglang, mode: str, bootstrap_port: int) -> list[str]:

@@ -155,8 +155,8 @@ class Engine:
     def poll(self, max_completions: int = 64) -> list[Arrival]:
         """Tagged batches that arrived here, oldest first. Never waits.
 
-        A batch that the path knows to have failed half-way is reported with `ok` False (tcp does; over shared memory the
-        sender writes alone, and only `Peer.alive` tells that it is gone).
+        A batch that the path knows to have failed half-way is reported with `ok` False: tcp does; over shared memory
+        the sender writes alone, and only `Peer.alive` tells that it is gone.
         """
         return self._native.poll(max_completions)
 

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import pdxfer
 import pytest
+
+import pdxfer
 
 TRANSPORTS = ["shm", "tcp"]
 SHM_PATHS = ["map", "cma", "staging"]

@@ -112,7 +112,11 @@ HEAD = "// What it is for.\n"
         ("csrc/core/a.cpp", "\n" * 500, "501 lines, at most 500"),
         ("csrc/core/a.cpp", "int f(int x) {\n" + "  x++;\n" * 60 + "}\n", "function of 62 lines"),
         ("csrc/core/a.cpp", "A::A(int x) : x_(x), y_{x} {\n" + "  x++;\n" * 60 + "}\n", "function of 62 lines"),
-        ("csrc/core/a.hpp", "class I {\n" + "  virtual void f() = 0;\n" * 9 + "};\n", "class I has 9 virtual functions"),
+        (
+            "csrc/core/a.hpp",
+            "class I {\n" + "  virtual void f() = 0;\n" * 9 + "};\n",
+            "class I has 9 virtual functions",
+        ),
     ],
 )
 def test_each_rule_of_the_tree_can_fail(path: str, text: str, says: str) -> None:
@@ -130,7 +134,7 @@ def test_each_rule_of_the_tree_can_fail(path: str, text: str, says: str) -> None
         ("csrc/core/a.cpp", "namespace a {\n" + "int f(int x) { return x; }\n" * 90 + "}\n"),
         ("csrc/core/a.cpp", "struct S {\n" + "  int f() { return 0; }\n" * 90 + "};\n"),
         ("csrc/core/a.cpp", "constexpr int kTable[] = {\n" + "  f(1),\n" * 90 + "};\n"),
-        ("csrc/core/a.cpp", 'int f() {\n  return g("{{{{", \'{\'); // {{{\n}\n' + "int x;\n" * 90),
+        ("csrc/core/a.cpp", "int f() {\n  return g(\"{{{{\", '{'); // {{{\n}\n" + "int x;\n" * 90),
         ("csrc/core/a.hpp", "class I {\n  virtual ~I() = default;\n" + "  virtual void f() = 0;\n" * 8 + "};\n"),
     ],
 )

@@ -1,6 +1,5 @@
 // The conformance suite of the seam: the eight clauses of transport.hpp (and the promises of register_memory) between
 // two ends of one transport in this process. A test file names its factory:
-//
 //   PDXFER_CONFORMANCE([](transport::Context c) { return transport::make_loopback(std::move(c)); })
 //
 // Seeded, so that a failure repeats; every wait is bounded by kPatience.
@@ -185,6 +184,7 @@ inline void arrived_is_visible(const Factory& make) {
 }  // namespace conformance
 
 #include "conformance_faults.hpp"
+#include "conformance_setup.hpp"
 
 // One test case per clause for the given factory.
 #define PDXFER_CONFORMANCE(...)                                                                              \

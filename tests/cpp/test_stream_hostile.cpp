@@ -187,13 +187,14 @@ TEST_CASE("a malformed frame ends its link and no other") {
       {"more streams", [](FrameHeader& h) { h.type = FrameType::kEnd, h.body = 0, h.words[1] = 2; }},
       {"did not end", [](FrameHeader& h) { h.type = FrameType::kAck, h.body = 0; }},
   };
-  for (const auto& [why, edit] : edits) {
+  for (const auto& entry : edits) {
+    const char* why = entry.first;
     CAPTURE(why);
     Attack attack(b);
     FrameHeader h;
     h.words[0] = h.words[1] = 1;
     h.body = sizeof(WirePair) + sizeof(WireRun);
-    edit(h);
+    entry.second(h);
     attack.send(h);
     CHECK(attack.dies(why));
   }

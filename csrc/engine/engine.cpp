@@ -70,6 +70,7 @@ void Engine::make_transports() {
     transport::Context context;
     context.limits.chunk_bytes = config_.chunk_bytes;
     context.limits.staging_bytes = config_.staging_bytes;
+    context.limits.peer_timeout_ms = config_.peer_timeout_ms;
     // A throttle is charged by the chunk, so a throttled engine copies chunk by chunk.
     context.limits.copy_threads = faults.throttle_bytes_per_s != 0 ? 1 : threads_or(config_.copy_threads);
     context.limits.io_threads = threads_or(config_.io_threads);

@@ -82,10 +82,10 @@ int64_t recv_message(int fd, std::span<std::byte> into, std::vector<UniqueFd>* f
   } while (n < 0 && errno == EINTR);
   if (n < 0) return -errno;
   std::vector<UniqueFd> received;
-  received.reserve(kMaxFds);
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    received.reserve(received.size() + count);
     for (size_t i = 0; i < count; ++i) {
       int number = -1;
       std::memcpy(&number, CMSG_DATA(header) + i * sizeof number, sizeof number);

@@ -46,7 +46,7 @@ class RingChannel final : public stream::Channel {
     sys::Mapping memory;
     RingHead* head = nullptr;
     std::byte* data = nullptr;
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, inode = 0;
   };
   static Ring open(const RingEnd& end);
 

@@ -1,6 +1,7 @@
 // Engine, batches, peers and regions for Python. Everything that can wait releases the GIL; no Python object is ever
 // touched by a native thread.
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include "bindings/bindings.hpp"
 #include "engine/engine.hpp"
@@ -27,6 +28,15 @@ Bytes bytes_of(const py::bytes& data) {
 py::bytes to_python(const Bytes& data) { return py::bytes(reinterpret_cast<const char*>(data.data()), data.size()); }
 
 uint64_t pointer_of(const Region& region) { return reinterpret_cast<uint64_t>(region.buffer.data); }
+
+// A forked child has a copy of the engine but none of its threads: joining them would wait for ever. There it is
+// leaked.
+struct LeakInForkedChild {
+  pid_t owner = ::getpid();
+  void operator()(Engine* engine) const {
+    if (::getpid() == owner) delete engine;
+  }
+};
 
 void throw_status(const Status& status, const std::string& doing) {
   if (!status.ok()) throw Error(status.code, doing + ": " + status.to_string(), status.native);
@@ -101,7 +111,7 @@ void bind_views(py::module_& m) {
 void bind_engine(py::module_& m) {
   bind_batch(m);
   bind_views(m);
-  py::class_<Engine>(m, "Engine")
+  py::class_<Engine, std::unique_ptr<Engine, LeakInForkedChild>>(m, "Engine")
       .def(py::init<Config>(), py::arg("config"), NoGil())
       .def_property_readonly("address", &Engine::address)
       .def_property_readonly("name", [](const Engine& self) { return self.identity().name; })

@@ -47,7 +47,8 @@ void Acceptor::start_handshake(sys::UniqueFd socket) {
       const std::string who = sys::remote_address(owned.get()).to_string();
       welcome_(FrameLink(std::move(owned), who), std::chrono::steady_clock::now() + timeout_);
     } catch (const std::exception& error) {
-      log(LogLevel::kWarning, std::string("a connection came to nothing: ") + error.what());
+      log(stopping_.load() ? LogLevel::kDebug : LogLevel::kWarning,
+          std::string("a connection came to nothing: ") + error.what());
     }
     handshake.finished.store(true);
     poller_.wake();

@@ -99,6 +99,12 @@ void Engine::require_open() const {
   if (closed_.load()) throw Error(Code::kUnavailable, "this engine was closed");
 }
 
+std::shared_lock<std::shared_mutex> Engine::operation() {
+  std::shared_lock held(operations_);
+  require_open();
+  return held;
+}
+
 // The worker answers every command while it runs; close() ends it, and then nothing is left to wait for.
 void Engine::await(const std::future<void>& answer) const {
   while (answer.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready)
@@ -106,7 +112,7 @@ void Engine::await(const std::future<void>& answer) const {
 }
 
 Region Engine::register_memory(const Buffer& buffer) {
-  require_open();
+  const auto held = operation();
   Region region;
   {
     std::lock_guard lock(mutex_);
@@ -137,7 +143,7 @@ Region Engine::register_memory(const Buffer& buffer) {
 }
 
 void Engine::deregister_memory(RegionId region) {
-  require_open();
+  const auto held = operation();
   std::map<const transport::Transport*, Bytes> keys;
   {
     std::lock_guard lock(mutex_);
@@ -164,7 +170,7 @@ std::vector<RegionNotice> Engine::notices(const transport::Transport& transport)
 }
 
 PeerId Engine::connect(const std::string& address, std::chrono::milliseconds timeout) {
-  require_open();
+  const auto held = operation();
   const auto [host, port] = sys::split_host_port(address);
   const Deadline deadline = std::chrono::steady_clock::now() + timeout;
   FrameLink link(sys::connect_to(host, port, deadline), sys::join_host_port(host, port));
@@ -235,13 +241,13 @@ std::vector<std::pair<std::string, std::string>> Engine::transports() const {
 }
 
 void Engine::disconnect(PeerId id) {
-  require_open();
+  const auto held = operation();
   await(worker_.drop(peer(id), "the other engine disconnected"));
 }
 
 std::shared_ptr<Batch> Engine::submit(PeerId id, std::shared_ptr<const TransferPlan> plan, std::optional<uint64_t> tag,
                                       Bytes tail) {
-  require_open();
+  const auto held = operation();
   const std::shared_ptr<PeerState> to = peer(id);
   if (!to->alive())
     throw Error(Code::kPeerLost, "peer " + std::to_string(id) + " (" + to->address + ") is lost: " + to->lost_reason());
@@ -263,9 +269,10 @@ std::shared_ptr<Batch> Engine::submit(PeerId id, std::shared_ptr<const TransferP
 }
 
 void Engine::close() {
-  std::lock_guard closing(closing_);
-  if (closed_.exchange(true)) return;
-  acceptor_->stop();
+  closed_.store(true);  // first: calls under way that wait for the worker look at it
+  const std::unique_lock closing(operations_);
+  if (!acceptor_) return;
+  acceptor_.reset();
   worker_.stop();
   for (const auto& peer : peers()) peer->mark_lost("this engine was closed");
   transports_.clear();

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -72,6 +73,8 @@ class Engine {
   PeerId handshake(FrameLink link, transport::Role role, Deadline deadline);
   std::vector<RegionNotice> notices(const transport::Transport& transport) const;
   void require_open() const;
+  // Throws Error(kUnavailable) when the engine is closed; while it is held, close() waits.
+  std::shared_lock<std::shared_mutex> operation();
   void await(const std::future<void>& answer) const;
 
   const Config config_;
@@ -86,7 +89,8 @@ class Engine {
   PeerId next_peer_ = 1;
   std::atomic<BatchId> next_batch_{1};
   std::atomic<bool> closed_{false};
-  std::mutex closing_;  // one close at a time
+  // Shared by every call that uses transports or the worker, exclusive for close(): it waits for them, each bounded.
+  std::shared_mutex operations_;
 
   Worker worker_;  // before the transports: they wake it until they are gone
   std::vector<Slot> transports_;

@@ -297,7 +297,10 @@ std::vector<RegionNotice> exchange_regions(FrameLink& link, Role role, std::span
   // One after the other: two ends that both send first could fill both sockets and wait for ever.
   if (role == Role::kAccept) tell();
   std::vector<RegionNotice> theirs = learn();
-  if (role == Role::kConnect) tell();
+  if (role == Role::kConnect) {
+    tell();
+    link.expect(FrameType::kSync, deadline);  // the other end's worker has the peer: what is sent now finds it there
+  }
   return theirs;
 }
 

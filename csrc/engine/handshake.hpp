@@ -48,7 +48,8 @@ struct RegionNotice {
 Bytes encode_region(const RegionNotice& notice);
 RegionNotice decode_region(ByteView payload);  // throws Error(kUnavailable)
 
-// Send ours and learn theirs; both ends return when both know.
+// Send ours and learn theirs. The connecting end returns when the other end's worker, which then sends kSync, has the
+// peer; so connect() returns only when both ends know everything.
 std::vector<RegionNotice> exchange_regions(FrameLink& link, transport::Role role, std::span<const RegionNotice> ours,
                                            Deadline deadline);
 

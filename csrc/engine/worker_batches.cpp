@@ -18,8 +18,9 @@ void Worker::on(Adopt& adopt) {
   peer.set_link_text(peer.link->describe());
   poller_.add(peer.control.fd(), EPOLLIN, &peer);
   peers_.emplace(peer.id, std::move(adopt.peer));
-  publish_to(peer);        // what changed between the handshake and now
-  control_io(peer, true);  // what the peer sent meanwhile
+  if (peer.accepted) peer.control.enqueue(FrameType::kSync, {});  // the connecting end waits for it
+  publish_to(peer);                                               // what changed between the handshake and now
+  control_io(peer, true);                                         // what the peer sent meanwhile
 }
 
 void Worker::on(Submit& submit) {

@@ -235,6 +235,25 @@ TEST_CASE("batches beyond max_batches are refused, not queued without bound") {
   for (const auto& batch : batches) CHECK(wait(batch).code == Code::kCancelled);
 }
 
+TEST_CASE("closing an engine while others connect to it and it connects itself") {
+  for (int round = 0; round < 15; ++round) {
+    Engine a(config_for("tcp")), b(config_for("shm,tcp"));
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 3; ++t)
+      threads.emplace_back([&, t] {
+        try {
+          for (int i = 0; i < 50; ++i) (t == 0 ? a : b).connect((t == 0 ? b : a).address(), 2000ms);
+        } catch (const Error& error) {
+          const Code code = error.code();
+          CHECK((code == Code::kUnavailable || code == Code::kPeerLost || code == Code::kTimeout));
+        }
+      });
+    std::this_thread::sleep_for(std::chrono::milliseconds(round * 3));
+    b.close();
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
 TEST_CASE("a hundred short-lived engines") {
   for (int i = 0; i < 100; ++i) {
     Engine a(config_for("tcp"));

@@ -276,5 +276,8 @@ def test_after_fork_the_child_is_told() -> None:
                 engine.register_memory(np.zeros(64, np.uint8))
             except pdxfer.UnavailableError:
                 code = 0
+            signal.alarm(10)  # the engine's end must not wait for threads that are not here
+            engine.close()
+            vars(engine).clear()
             os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

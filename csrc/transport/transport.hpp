@@ -29,6 +29,7 @@
 #include "core/config.hpp"
 #include "core/paged_copy.hpp"
 #include "core/types.hpp"
+#include "transport/device_copy.hpp"
 
 namespace pdxfer::transport {
 
@@ -112,8 +113,9 @@ using HostCopy = std::function<uint64_t(const PagedCopy& copy, Cursor& cursor, u
 struct Context {
   Limits limits;
   HostCopy copy;
-  std::string host;      // Config::host
-  std::string shm_path;  // Config::shm_path
+  DeviceCopyFactory device_copy;  // empty: no device memory here
+  std::string host;               // Config::host
+  std::string shm_path;           // Config::shm_path
   // Wake the engine's worker from any thread: there is something to poll.
   std::function<void()> wake;
 };

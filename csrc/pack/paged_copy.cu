@@ -50,7 +50,7 @@ __device__ void copy_piece(u64 src, u64 dst, u64 bytes, unsigned int lane) {
 }
 
 // The run that holds `slot`: the last whose first is not above it. Runs are never empty.
-__device__ const DeviceRun& run_of(const DeviceCopy& copy, u64 slot) {
+__device__ const DeviceRun& run_of(const PagedCopyArgs& copy, u64 slot) {
   unsigned int low = 0, high = copy.run_count;
   while (high - low > 1) {
     const unsigned int middle = low + (high - low) / 2;
@@ -65,7 +65,7 @@ __device__ const DeviceRun& run_of(const DeviceCopy& copy, u64 slot) {
 }  // namespace
 }  // namespace pdxfer
 
-extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads) pdx_paged_copy(const pdxfer::DeviceCopy copy) {
+extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads) pdx_paged_copy(const pdxfer::PagedCopyArgs copy) {
   using namespace pdxfer;
   const unsigned int lane = threadIdx.x % kWarp;
   const u64 warp = ((u64)blockIdx.x * blockDim.x + threadIdx.x) / kWarp;

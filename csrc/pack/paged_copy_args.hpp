@@ -19,7 +19,7 @@ struct DeviceRun {
 };
 
 // The kernel's one argument. Items are (pair, slot, piece of a slot); a warp moves one item at a time.
-struct DeviceCopy {
+struct PagedCopyArgs {
   const DevicePair* pairs;
   const DeviceRun* runs;
   unsigned long long slots;   // per pair: the sum of all run counts
@@ -31,7 +31,7 @@ struct DeviceCopy {
 constexpr unsigned int kPieceBytes = 8192;  // bytes a warp moves before it looks for its next item; multiple of 512
 constexpr unsigned int kBlockThreads = 256;
 
-static_assert(sizeof(DevicePair) == 40 && sizeof(DeviceRun) == 16 && sizeof(DeviceCopy) == 40,
+static_assert(sizeof(DevicePair) == 40 && sizeof(DeviceRun) == 16 && sizeof(PagedCopyArgs) == 40,
               "host and device compilers must lay these out alike");
 
 }  // namespace pdxfer

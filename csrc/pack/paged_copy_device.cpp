@@ -71,7 +71,7 @@ void DevicePagedCopy::run(const DeviceTables& tables, unsigned blocks) {
   const sys::CudaScope scope(state_->context);
   const sys::CudaMemory pairs(std::as_bytes(std::span(tables.pairs)));
   const sys::CudaMemory runs(std::as_bytes(std::span(tables.runs)));
-  DeviceCopy copy{};
+  PagedCopyArgs copy{};
   copy.pairs = reinterpret_cast<const DevicePair*>(pairs.get());
   copy.runs = reinterpret_cast<const DeviceRun*>(runs.get());
   copy.slots = tables.slots;

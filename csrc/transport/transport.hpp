@@ -27,9 +27,9 @@
 #include <string>
 
 #include "core/config.hpp"
+#include "core/device_copy.hpp"
 #include "core/paged_copy.hpp"
 #include "core/types.hpp"
-#include "transport/device_copy.hpp"
 
 namespace pdxfer::transport {
 

@@ -72,12 +72,12 @@ void run_kernel_on_cpu(const PagedCopy& copy, std::span<const std::byte> src, st
   const std::vector<uint64_t> from(copy.pairs.size(), reinterpret_cast<uint64_t>(src.data()));
   const std::vector<uint64_t> to(copy.pairs.size(), reinterpret_cast<uint64_t>(dst.data()));
   const DeviceTables tables = device_tables(copy, from, to);
-  const DeviceCopy args{tables.pairs.data(),
-                        tables.runs.data(),
-                        tables.slots,
-                        tables.pieces,
-                        static_cast<unsigned>(tables.pairs.size()),
-                        static_cast<unsigned>(tables.runs.size())};
+  const PagedCopyArgs args{tables.pairs.data(),
+                           tables.runs.data(),
+                           tables.slots,
+                           tables.pieces,
+                           static_cast<unsigned>(tables.pairs.size()),
+                           static_cast<unsigned>(tables.runs.size())};
   gridDim.x = blocks;
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
     for (threadIdx.x = 0; threadIdx.x < kBlockThreads; ++threadIdx.x) pdx_paged_copy(args);

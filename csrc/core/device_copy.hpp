@@ -1,6 +1,6 @@
 // DeviceCopy: the seam to copies that a GPU makes. pack implements it, the engine hands a factory to transports through
-// Context::device_copy, because transport may not include pack. Addresses are the device's (unified addressing): its
-// own memory, a peer's memory mapped here, or pinned host memory.
+// transport::Context::device_copy, because transport may not include pack. Addresses are the device's (unified
+// addressing): its own memory, a peer's memory mapped here, or pinned host memory.
 //
 // One object belongs to one thread at a time and has a low-priority stream of its own: its pieces run in the order of
 // their launch. Nothing here waits for the device, allocates or throws after set-up, but the destructor, which waits
@@ -15,7 +15,7 @@
 
 #include "core/types.hpp"
 
-namespace pdxfer::transport {
+namespace pdxfer {
 
 // What a piece of a copy reads and writes.
 enum class DeviceForm : uint8_t {
@@ -63,4 +63,4 @@ class DeviceCopy {
 // Throws Error(kUnavailable) with the reason: no driver, no such device, no device code for it.
 using DeviceCopyFactory = std::function<std::unique_ptr<DeviceCopy>(int ordinal, const DeviceCopyOptions& options)>;
 
-}  // namespace pdxfer::transport
+}  // namespace pdxfer

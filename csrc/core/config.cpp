@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/log.hpp"
+#include "core/rdma_options.hpp"
 #include "core/status.hpp"
 
 namespace pdxfer {
@@ -52,11 +53,11 @@ struct Field {
   uint64_t Config::*bytes = nullptr;
 };
 
-const std::array<Field, 15>& fields() {
+const std::array<Field, 16>& fields() {
   static constexpr auto T = [](std::string_view n, std::string Config::*p) { return Field{n, p, nullptr, nullptr}; };
   static constexpr auto N = [](std::string_view n, uint32_t Config::*p) { return Field{n, nullptr, p, nullptr}; };
   static constexpr auto B = [](std::string_view n, uint64_t Config::*p) { return Field{n, nullptr, nullptr, p}; };
-  static constexpr std::array<Field, 15> kFields{
+  static constexpr std::array<Field, 16> kFields{
       T("host", &Config::host),
       N("port", &Config::port),
       T("secret", &Config::secret),
@@ -70,6 +71,7 @@ const std::array<Field, 15>& fields() {
       N("max_batches", &Config::max_batches),
       N("connect_timeout_ms", &Config::connect_timeout_ms),
       N("peer_timeout_ms", &Config::peer_timeout_ms),
+      T("rdma", &Config::rdma),
       T("log_level", &Config::log_level),
       T("fault", &Config::fault),
   };
@@ -140,6 +142,7 @@ void Config::validate() const {
   check_choice("log_level", log_level, {"debug", "info", "warning", "error"});
   if (host.empty()) reject("host", host, "an address or a name to listen on, such as 127.0.0.1 or ::");
   if (transports.empty()) reject("transports", transports, "auto, or names such as shm,tcp");
+  (void)RdmaOptions::parse(rdma);
   (void)Faults::parse(fault);
 }
 

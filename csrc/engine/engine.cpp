@@ -79,6 +79,7 @@ void Engine::make_transports() {
                           std::span<std::byte* const> dst) { return copier_.copy(copy, cursor, budget, src, dst); };
     context.host = config_.host;
     context.shm_path = config_.shm_path;
+    context.rdma = RdmaOptions::parse(config_.rdma);
     context.wake = [this] { worker_.wake(); };
     Slot slot;
     try {

@@ -29,6 +29,7 @@
 #include "core/config.hpp"
 #include "core/device_copy.hpp"
 #include "core/paged_copy.hpp"
+#include "core/rdma_options.hpp"
 #include "core/types.hpp"
 
 namespace pdxfer::transport {
@@ -116,6 +117,7 @@ struct Context {
   DeviceCopyFactory device_copy;  // empty: no device memory here
   std::string host;               // Config::host
   std::string shm_path;           // Config::shm_path
+  RdmaOptions rdma;               // Config::rdma
   // Wake the engine's worker from any thread: there is something to poll.
   std::function<void()> wake;
 };

@@ -19,9 +19,7 @@ struct IbvSrq;
 
 union IbvGid {
   uint8_t raw[16];
-  struct {
-    uint64_t subnet_prefix, interface_id;  // big-endian
-  } global;
+  uint64_t words[2];  // big-endian: subnet prefix, interface id
 };
 
 inline constexpr int kIbvPortActive = 4;
@@ -51,7 +49,7 @@ struct IbvPortAttr {
   uint16_t port_cap_flags2;
 };
 
-inline constexpr int kIbvEventQpFatal = 1, kIbvEventPortActive = 9, kIbvEventPortErr = 10;
+inline constexpr int kIbvEventPortActive = 9, kIbvEventPortErr = 10;
 struct IbvAsyncEvent {
   union {
     void* object;
@@ -83,23 +81,19 @@ struct IbvMr {
   uint32_t handle, lkey, rkey;
 };
 
-struct IbvGlobalRoute {
-  IbvGid dgid;
-  uint32_t flow_label;
-  uint8_t sgid_index, hop_limit, traffic_class;
-};
 struct IbvAhAttr {
-  IbvGlobalRoute grh;
+  struct {
+    IbvGid dgid;
+    uint32_t flow_label;
+    uint8_t sgid_index, hop_limit, traffic_class;
+  } grh;
   uint16_t dlid;
   uint8_t sl, src_path_bits, static_rate, is_global, port_num;
 };
 
-struct IbvSrqAttr {
-  uint32_t max_wr, max_sge, srq_limit;
-};
 struct IbvSrqInitAttr {
   void* srq_context;
-  IbvSrqAttr attr;
+  uint32_t max_wr, max_sge, srq_limit;
 };
 
 struct IbvQpCap {

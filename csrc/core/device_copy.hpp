@@ -31,6 +31,7 @@ struct DeviceCopyOptions {
   uint32_t blocks = 0;         // thread blocks of a piece at most, each on a multiprocessor; 0: measured default
   uint64_t table_bytes = 0;    // room for the tables of copies in flight, pinned and on the device; 0: default
   uint32_t pieces = 64;        // in flight at most
+  bool copy_engine = true;     // long contiguous runs by the copy engine in place of a kernel
   std::function<void()> wake;  // when set: called, on a thread of the driver, after each piece; must not call CUDA
 };
 

@@ -86,6 +86,15 @@ inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) n
   return wanted - bytes;
 }
 
+// Bytes of the copy before the cursor. O(pairs + runs).
+inline uint64_t position(const PagedCopy& copy, const Cursor& cursor) noexcept {
+  uint64_t bytes = 0, slots = cursor.slot;
+  for (uint32_t i = 0; i < cursor.pair && i < copy.pairs.size(); ++i) bytes += copy.slots * copy.pairs[i].slot_bytes;
+  if (at_end(copy, cursor)) return bytes;
+  for (uint32_t i = 0; i < cursor.run; ++i) slots += copy.runs[i].count;
+  return bytes + slots * copy.pairs[cursor.pair].slot_bytes + cursor.byte;
+}
+
 enum class Side : uint8_t { kSrc, kDst };
 
 // Does one side of every pair stay inside a region of `bytes(region id)` bytes (0: unknown region)?

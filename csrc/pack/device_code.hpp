@@ -1,5 +1,5 @@
 // The device code inside this module: what was compiled, by which compiler, and the image for a given GPU. Called by
-// pack/paged_copy_device.cpp when a device is first used, and by doctor; any thread; owns nothing.
+// pack/device_kernels.cpp when a device is first used, and by doctor; any thread; owns nothing.
 #pragma once
 
 #include <cstddef>

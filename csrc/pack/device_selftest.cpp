@@ -2,12 +2,13 @@
 #include "pack/device_selftest.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "core/paged_copy.hpp"
-#include "pack/paged_copy_device.hpp"
+#include "pack/device_copier.hpp"
 #include "sys/cuda_memory.hpp"
 
 namespace pdxfer::pack {
@@ -98,15 +99,66 @@ SelfTestResult selftest(uint64_t seed, uint32_t cases, const Mover& move) {
   return result;
 }
 
+namespace {
+
+// A device side of the self-test: one copier, and pieces of random sizes through it.
+class DeviceMover {
+ public:
+  DeviceMover(int ordinal, uint64_t seed) : ordinal_(ordinal), random_(seed) {}
+
+  // Slots to slots or, in every third case, through a contiguous buffer and back.
+  void move(const PagedCopy& copy, std::span<const std::byte> src, std::span<std::byte> dst, unsigned blocks) {
+    DeviceCopyOptions options;
+    options.blocks = blocks;
+    DeviceCopier copier(ordinal_, options);
+    const sys::CudaMemory device_src(src), device_dst(dst), buffer(copy.bytes);
+    const std::vector<uint64_t> from(copy.pairs.size(), device_src.get()), to(copy.pairs.size(), device_dst.get());
+    const uint64_t piece = pick(random_, 0, 1) == 0 ? UINT64_MAX : pick(random_, 1, 1 << 16);
+    if (pick(random_, 0, 2) == 0) {
+      run(copier, copy, DeviceForm::kGather, from, to, piece, buffer.get());
+      run(copier, copy, DeviceForm::kScatter, from, to, piece, buffer.get());
+    } else {
+      run(copier, copy, DeviceForm::kPaged, from, to, piece, 0);
+    }
+    device_dst.read(dst);
+  }
+
+ private:
+  void run(DeviceCopier& copier, const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> from,
+           std::span<const uint64_t> to, uint64_t piece, uint64_t buffer) {
+    DeviceTables tables = 0;
+    check(copier.prepare(copy, form, from, to, tables));
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    DeviceTicket last = 0;
+    Cursor cursor;
+    bool over = false;
+    while (!over) {
+      DeviceTicket ticket = 0;
+      if (!at_end(copy, cursor))
+        check(copier.launch(tables, copy, cursor, piece, buffer + position(copy, cursor), ticket));
+      if (ticket != 0) last = ticket;
+      check(copier.done(last, over));
+      over = over && at_end(copy, cursor);
+      if (std::chrono::steady_clock::now() > deadline) throw Error(Code::kTimeout, "a copy took more than 20 s");
+    }
+    copier.release(tables);
+  }
+  static void check(const Status& status) {
+    if (!status.ok()) throw Error(status.code, status.to_string(), status.native);
+  }
+
+  const int ordinal_;
+  std::mt19937_64 random_;
+};
+
+}  // namespace
+
 SelfTestResult device_selftest(int ordinal, uint64_t seed, uint32_t cases) {
   const sys::CudaContext context(ordinal);
   const sys::CudaScope scope(context);
-  DevicePagedCopy device(ordinal);
+  DeviceMover mover(ordinal, seed);
   return selftest(seed, cases, [&](const PagedCopy& copy, auto src, auto dst, unsigned blocks) {
-    const sys::CudaMemory device_src(src), device_dst(dst);
-    const std::vector<uint64_t> from(copy.pairs.size(), device_src.get()), to(copy.pairs.size(), device_dst.get());
-    device.run(device_tables(copy, from, to), blocks);
-    device_dst.read(dst);
+    mover.move(copy, src, dst, blocks);
   });
 }
 

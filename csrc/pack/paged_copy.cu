@@ -1,85 +1,92 @@
-// pdx_paged_copy: moves a whole factorised copy (every run, in every pair) in one launch, on one device or between a
-// device and memory mapped into it. Launched by pack/paged_copy_device.cpp; compiled by cmake/device_code.py, with nvcc
-// or NVRTC, so it uses no header of CUDA. Owns nothing; the launch's stream orders it.
+// pdx_paged_copy_N: moves a piece of a factorised copy in one launch, in words of N bytes, between any memory that the
+// device reaches: its own, a peer's mapped into it, pinned host memory. Launched by pack/device_copier.cpp; compiled by
+// cmake/device_code.py, with nvcc or NVRTC, so it uses no header of CUDA. Owns nothing; the launch's stream orders it.
+//
+// Every thread finds the pair and slot of its word by two multiplications and one table entry, so a warp is full
+// whatever the slot size, and nothing is searched. Threads share nothing and never wait for one another.
 #include "pack/paged_copy_args.hpp"
 
 namespace pdxfer {
 namespace {
 
-constexpr unsigned int kWarp = 32;
 using u64 = unsigned long long;
 
-// Words of one size by one warp: kDepth loads are in flight before the first store waits for one.
+__device__ unsigned int divide(unsigned int n, const Divisor& by) {
+  return (unsigned int)(((u64)n * by.multiplier) >> (31 + by.shift));
+}
+
+// Both sides are read or written once: past L1, whose space the table entries need.
 template <typename Word>
-__device__ void copy_words(u64 src, u64 dst, u64 words, unsigned int lane) {
-  constexpr unsigned int kDepth = 4;
-  const Word* from = reinterpret_cast<const Word*>(src);
-  Word* to = reinterpret_cast<Word*>(dst);
-  u64 i = lane;
-  for (; i + (kDepth - 1) * kWarp < words; i += kDepth * kWarp) {
+__device__ Word load_word(u64 address) {
+  return *reinterpret_cast<const Word*>(address);
+}
+template <typename Word>
+__device__ void store_word(u64 address, Word word) {
+  *reinterpret_cast<Word*>(address) = word;
+}
+#ifdef __CUDA_ARCH__
+template <>
+__device__ uint4 load_word<uint4>(u64 address) {
+  uint4 word;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+               : "l"(address));
+  return word;
+}
+#endif
+
+struct Place {
+  u64 src, dst;
+};
+
+template <typename Word>
+__device__ Place place_of(const PagedCopyArgs& args, unsigned int at) {
+  const unsigned int n = args.first + at;
+  const unsigned int pair = divide(n, args.per_pair);
+  const unsigned int in_pair = n - pair * args.per_pair.value;
+  const unsigned int slot = divide(in_pair, args.per_slot);
+  const u64 within = (u64)(in_pair - slot * args.per_slot.value) * sizeof(Word);
+  const DevicePair bases = args.pairs[pair];
+  const DeviceSlot slots = args.slots[slot];
+  Place place;
+  place.src = bases.src + slots.src * args.src_stride + within;
+  place.dst = bases.dst + slots.dst * args.dst_stride + within;
+  if (args.side == kSideGather) place.dst = args.buffer + (u64)at * sizeof(Word);
+  if (args.side == kSideScatter) place.src = args.buffer + (u64)at * sizeof(Word);
+  return place;
+}
+
+// Each warp takes kDepth rows of a word per thread at a time: all loads are in flight before the first store waits.
+template <typename Word>
+__device__ void copy_words(const PagedCopyArgs& args) {
+  constexpr unsigned int kTile = kDepth * kWarpThreads;
+  const unsigned int lane = threadIdx.x % kWarpThreads;
+  const unsigned int warp = (blockIdx.x * blockDim.x + threadIdx.x) / kWarpThreads;
+  const unsigned int step = gridDim.x * blockDim.x / kWarpThreads * kTile;
+  for (unsigned int tile = warp * kTile; tile < args.count; tile += step) {
     Word held[kDepth];
-    for (unsigned int k = 0; k < kDepth; ++k) held[k] = from[i + k * kWarp];
-    for (unsigned int k = 0; k < kDepth; ++k) to[i + k * kWarp] = held[k];
+    u64 to[kDepth];
+    for (unsigned int k = 0; k < kDepth; ++k) {
+      const unsigned int at = tile + k * kWarpThreads + lane;
+      if (at >= args.count) continue;
+      const Place place = place_of<Word>(args, at);
+      to[k] = place.dst;
+      held[k] = load_word<Word>(place.src);
+    }
+    for (unsigned int k = 0; k < kDepth; ++k)
+      if (tile + k * kWarpThreads + lane < args.count) store_word<Word>(to[k], held[k]);
   }
-  for (; i < words; i += kWarp) to[i] = from[i];
-}
-
-// Words need both sides aligned alike: the bytes before the first aligned word and after the last one go singly.
-template <typename Word>
-__device__ void copy_aligned_alike(u64 src, u64 dst, u64 bytes, unsigned int lane) {
-  const u64 head = min(bytes, (0 - src) & (sizeof(Word) - 1));
-  const u64 body = (bytes - head) & ~(u64)(sizeof(Word) - 1);
-  const u64 tail = bytes - head - body;
-  copy_words<unsigned char>(src, dst, head, lane);
-  copy_words<Word>(src + head, dst + head, body / sizeof(Word), lane);
-  copy_words<unsigned char>(src + head + body, dst + head + body, tail, lane);
-}
-
-__device__ void copy_piece(u64 src, u64 dst, u64 bytes, unsigned int lane) {
-  const u64 differ = src ^ dst;
-  if ((differ & 15) == 0)
-    copy_aligned_alike<uint4>(src, dst, bytes, lane);
-  else if ((differ & 7) == 0)
-    copy_aligned_alike<uint2>(src, dst, bytes, lane);
-  else if ((differ & 3) == 0)
-    copy_aligned_alike<unsigned int>(src, dst, bytes, lane);
-  else if ((differ & 1) == 0)
-    copy_aligned_alike<unsigned short>(src, dst, bytes, lane);
-  else
-    copy_words<unsigned char>(src, dst, bytes, lane);
-}
-
-// The run that holds `slot`: the last whose first is not above it. Runs are never empty.
-__device__ const DeviceRun& run_of(const PagedCopyArgs& copy, u64 slot) {
-  unsigned int low = 0, high = copy.run_count;
-  while (high - low > 1) {
-    const unsigned int middle = low + (high - low) / 2;
-    if (copy.runs[middle].first <= slot)
-      low = middle;
-    else
-      high = middle;
-  }
-  return copy.runs[low];
 }
 
 }  // namespace
 }  // namespace pdxfer
 
-extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads) pdx_paged_copy(const pdxfer::PagedCopyArgs copy) {
-  using namespace pdxfer;
-  const unsigned int lane = threadIdx.x % kWarp;
-  const u64 warp = ((u64)blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
-  const u64 warps = (u64)gridDim.x * blockDim.x / kWarp;
-  const u64 per_pair = copy.slots * copy.pieces;
-  for (u64 item = warp; item < per_pair * copy.pair_count; item += warps) {
-    const DevicePair& pair = copy.pairs[item / per_pair];
-    const u64 slot = item % per_pair / copy.pieces;
-    const u64 begin = item % copy.pieces * kPieceBytes;
-    if (begin >= pair.slot_bytes) continue;
-    const DeviceRun& run = run_of(copy, slot);
-    const u64 within = slot - run.first;
-    copy_piece(pair.src + (run.src_slot + within) * pair.src_stride + begin,
-               pair.dst + (run.dst_slot + within) * pair.dst_stride + begin,
-               min((u64)kPieceBytes, pair.slot_bytes - begin), lane);
+#define PDX_KERNEL(name, Word)                                                                                 \
+  extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads) name(const pdxfer::PagedCopyArgs args) { \
+    pdxfer::copy_words<Word>(args);                                                                            \
   }
-}
+PDX_KERNEL(pdx_paged_copy_16, uint4)
+PDX_KERNEL(pdx_paged_copy_8, uint2)
+PDX_KERNEL(pdx_paged_copy_4, unsigned int)
+PDX_KERNEL(pdx_paged_copy_2, unsigned short)
+PDX_KERNEL(pdx_paged_copy_1, unsigned char)

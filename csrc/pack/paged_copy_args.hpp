@@ -1,37 +1,52 @@
-// The factorised copy as the device kernel takes it: plain structs, the same bytes for the host compiler and for every
-// CUDA compiler. Filled by pack/paged_copy_device.cpp, read by pack/paged_copy.cu. Includes nothing: NVRTC has no
-// standard headers.
+// The factorised copy as the device kernels take it: plain structs, the same bytes for the host compiler and for every
+// CUDA compiler. Filled by pack/device_copier.cpp, read by pack/paged_copy.cu. Includes nothing: NVRTC has no standard
+// headers.
 #pragma once
 
 namespace pdxfer {
 
-// A RegionPair with its offsets added to mapped addresses: slot s begins at src + s * src_stride.
+// Where slot 0 of each side of a pair begins: the regions' addresses with the pair's offsets added.
 struct DevicePair {
   unsigned long long src, dst;
-  unsigned long long src_stride, dst_stride;
-  unsigned long long slot_bytes;
 };
 
-// A Run with the number of slots before it, so that a slot's run is found by binary search.
-struct DeviceRun {
-  unsigned int src_slot, dst_slot;
-  unsigned long long first;
+// One slot of every pair. Runs are unrolled to these once per copy: 8 bytes a slot, whatever the number of pairs, save
+// the kernel a search for the run of each of its words.
+struct DeviceSlot {
+  unsigned int src, dst;
 };
 
-// The kernel's one argument. Items are (pair, slot, piece of a slot); a warp moves one item at a time.
+// Division of n < 2^31 by a constant d > 0 as a multiplication: n / d == (n * multiplier) >> (31 + shift).
+// With 2^(shift-1) < d <= 2^shift the rounded-up multiplier fits 32 bits and errs by less than one for every such n.
+struct Divisor {
+  unsigned int multiplier, shift, value;
+};
+constexpr Divisor divisor_of(unsigned int d) {
+  unsigned int shift = 0;
+  while ((1ull << shift) < d) ++shift;
+  return {(unsigned int)(((1ull << (31 + shift)) + d - 1) / d), shift, d};
+}
+
+// What the contiguous buffer stands for; see DeviceForm.
+constexpr unsigned int kSidePaged = 0, kSideGather = 1, kSideScatter = 2;
+
+// A kernel's one argument: `count` words from word `first` on, counted through all slots of the first pair, then of the
+// next, and so on. Every pair of a launch has the same strides and slot size.
 struct PagedCopyArgs {
   const DevicePair* pairs;
-  const DeviceRun* runs;
-  unsigned long long slots;   // per pair: the sum of all run counts
-  unsigned long long pieces;  // per slot: of the largest slot; shorter slots leave their last pieces empty
-  unsigned int pair_count;
-  unsigned int run_count;
+  const DeviceSlot* slots;
+  unsigned long long src_stride, dst_stride;
+  unsigned long long buffer;    // kSideGather, kSideScatter: where word `first` lies
+  Divisor per_pair, per_slot;   // words
+  unsigned int first, count;    // first + count < 2^31
+  unsigned int side, reserved;  // kSidePaged, ...
 };
 
-constexpr unsigned int kPieceBytes = 8192;  // bytes a warp moves before it looks for its next item; multiple of 512
-constexpr unsigned int kBlockThreads = 256;
+constexpr unsigned int kBlockThreads = 1024;
+constexpr unsigned int kWarpThreads = 32;
+constexpr unsigned int kDepth = 4;  // words a thread loads before it stores the first
 
-static_assert(sizeof(DevicePair) == 40 && sizeof(DeviceRun) == 16 && sizeof(PagedCopyArgs) == 40,
+static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 80,
               "host and device compilers must lay these out alike");
 
 }  // namespace pdxfer

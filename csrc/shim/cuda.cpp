@@ -1,12 +1,49 @@
 // Loading of the CUDA driver; see cuda.hpp.
 #include "shim/cuda.hpp"
 
+#include <atomic>
 #include <string>
 
 namespace pdxfer::shim {
 namespace {
 
 // Every function has been in the driver since CUDA 11.0, the oldest we serve: one that is missing is a broken library.
+// What moves data between processes and devices; the first half of the table is load_table's.
+template <typename Want>
+void want_data_path(CudaDriver& api, const Want& want) noexcept {
+  want(api.device_get_uuid, "cuDeviceGetUuid");
+  want(api.context_enable_peer, "cuCtxEnablePeerAccess");
+  want(api.context_stream_priorities, "cuCtxGetStreamPriorityRange");
+  want(api.stream_create_with_priority, "cuStreamCreateWithPriority");
+  want(api.stream_wait_event, "cuStreamWaitEvent");
+  want(api.launch_host_function, "cuLaunchHostFunc");
+  want(api.event_create, "cuEventCreate");
+  want(api.event_destroy, "cuEventDestroy_v2");
+  want(api.event_record, "cuEventRecord");
+  want(api.event_query, "cuEventQuery");
+  want(api.copy_async, "cuMemcpyAsync");
+  want(api.copy_to_device_async, "cuMemcpyHtoDAsync_v2");
+  want(api.host_alloc, "cuMemHostAlloc");
+  want(api.host_free, "cuMemFreeHost");
+  want(api.host_register, "cuMemHostRegister_v2");
+  want(api.host_unregister, "cuMemHostUnregister");
+  want(api.host_device_pointer, "cuMemHostGetDevicePointer_v2");
+  want(api.mem_address_range, "cuMemGetAddressRange_v2");
+  want(api.ipc_get_handle, "cuIpcGetMemHandle");
+  want(api.ipc_open_handle, "cuIpcOpenMemHandle_v2");
+  want(api.ipc_close_handle, "cuIpcCloseMemHandle");
+  want(api.vmm_retain, "cuMemRetainAllocationHandle");
+  want(api.vmm_release, "cuMemRelease");
+  want(api.vmm_properties, "cuMemGetAllocationPropertiesFromHandle");
+  want(api.vmm_export, "cuMemExportToShareableHandle");
+  want(api.vmm_import, "cuMemImportFromShareableHandle");
+  want(api.vmm_reserve, "cuMemAddressReserve");
+  want(api.vmm_free, "cuMemAddressFree");
+  want(api.vmm_map, "cuMemMap");
+  want(api.vmm_unmap, "cuMemUnmap");
+  want(api.vmm_set_access, "cuMemSetAccess");
+}
+
 const char* load_table(DynamicLibrary& lib, CudaDriver& api) noexcept {
   const char* missing = nullptr;
   const auto want = [&](auto& target, const char* symbol) {
@@ -38,6 +75,7 @@ const char* load_table(DynamicLibrary& lib, CudaDriver& api) noexcept {
   want(api.mem_free, "cuMemFree_v2");
   want(api.copy_to_device, "cuMemcpyHtoD_v2");
   want(api.copy_to_host, "cuMemcpyDtoH_v2");
+  want_data_path(api, want);
   return missing;
 }
 
@@ -68,9 +106,14 @@ CudaLibrary load() {
   return cuda;
 }
 
+std::atomic<const CudaLibrary*> replaced{nullptr};
+
 }  // namespace
 
+void replace_cuda(const CudaLibrary& replacement) noexcept { replaced.store(&replacement); }
+
 const CudaLibrary& cuda() {
+  if (const CudaLibrary* other = replaced.load(std::memory_order_acquire); other != nullptr) return *other;
   // Leaked on purpose: the driver tears itself down at exit, in an order that a destructor here could only disturb.
   static const CudaLibrary* const loaded = new CudaLibrary(load());
   return *loaded;

@@ -19,12 +19,47 @@ struct CuContextTag;
 struct CuModuleTag;
 struct CuFunctionTag;
 struct CuStreamTag;
+struct CuEventTag;
 using CuContext = CuContextTag*;
 using CuModule = CuModuleTag*;
 using CuFunction = CuFunctionTag*;
 using CuStream = CuStreamTag*;
+using CuEvent = CuEventTag*;
+using CuMemHandle = unsigned long long;  // of cuMemCreate
+
+struct CuUuid {
+  char bytes[16];
+};
+struct CuIpcHandle {
+  char bytes[64];
+};
+struct CuMemLocation {
+  int type;  // kCuLocationDevice
+  int id;
+};
+struct CuMemAccess {
+  CuMemLocation location;
+  int flags;  // kCuAccessReadWrite
+};
+struct CuMemProperties {  // CUmemAllocationProp
+  int type;               // 1: pinned
+  int handle_types;       // bits: kCuHandlePosixFd
+  CuMemLocation location;
+  void* win32;
+  unsigned char flags[8];
+};
+static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12);
 
 inline constexpr CuResult kCuSuccess = 0;
+inline constexpr CuResult kCuNotReady = 600;
+inline constexpr CuResult kCuPeerAlreadyEnabled = 704;
+inline constexpr int kCuLocationDevice = 1;
+inline constexpr int kCuHandlePosixFd = 1;
+inline constexpr int kCuAccessReadWrite = 3;
+inline constexpr unsigned kCuStreamNonBlocking = 1;
+inline constexpr unsigned kCuEventDisableTiming = 2;
+inline constexpr unsigned kCuIpcLazyPeerAccess = 1;
+inline constexpr unsigned kCuHostPortable = 1, kCuHostMapped = 2;
 inline constexpr int kCuAttributeMultiprocessors = 16;
 inline constexpr int kCuAttributePciBus = 33;
 inline constexpr int kCuAttributePciDevice = 34;
@@ -63,6 +98,38 @@ struct CudaDriver {
   CuResult (*mem_free)(CuDevicePtr pointer);
   CuResult (*copy_to_device)(CuDevicePtr to, const void* from, size_t bytes);
   CuResult (*copy_to_host)(void* to, CuDevicePtr from, size_t bytes);
+  CuResult (*device_get_uuid)(CuUuid* uuid, CuDevice device);
+  CuResult (*context_enable_peer)(CuContext peer, unsigned flags);
+  CuResult (*context_stream_priorities)(int* lowest, int* highest);
+  CuResult (*stream_create_with_priority)(CuStream* stream, unsigned flags, int priority);
+  CuResult (*stream_wait_event)(CuStream stream, CuEvent event, unsigned flags);
+  CuResult (*launch_host_function)(CuStream stream, void (*function)(void*), void* argument);
+  CuResult (*event_create)(CuEvent* event, unsigned flags);
+  CuResult (*event_destroy)(CuEvent event);
+  CuResult (*event_record)(CuEvent event, CuStream stream);
+  CuResult (*event_query)(CuEvent event);
+  CuResult (*copy_async)(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream);  // any two kinds of memory
+  CuResult (*copy_to_device_async)(CuDevicePtr to, const void* from, size_t bytes, CuStream stream);
+  CuResult (*host_alloc)(void** pointer, size_t bytes, unsigned flags);
+  CuResult (*host_free)(void* pointer);
+  CuResult (*host_register)(void* pointer, size_t bytes, unsigned flags);
+  CuResult (*host_unregister)(void* pointer);
+  CuResult (*host_device_pointer)(CuDevicePtr* device, void* host, unsigned flags);
+  CuResult (*mem_address_range)(CuDevicePtr* base, size_t* bytes, CuDevicePtr pointer);
+  CuResult (*ipc_get_handle)(CuIpcHandle* handle, CuDevicePtr pointer);
+  CuResult (*ipc_open_handle)(CuDevicePtr* pointer, CuIpcHandle handle, unsigned flags);
+  CuResult (*ipc_close_handle)(CuDevicePtr pointer);
+  CuResult (*vmm_retain)(CuMemHandle* handle, void* address);
+  CuResult (*vmm_release)(CuMemHandle handle);
+  CuResult (*vmm_properties)(CuMemProperties* properties, CuMemHandle handle);
+  CuResult (*vmm_export)(void* shareable, CuMemHandle handle, int handle_type, unsigned long long flags);
+  CuResult (*vmm_import)(CuMemHandle* handle, void* shareable, int handle_type);
+  CuResult (*vmm_reserve)(CuDevicePtr* pointer, size_t bytes, size_t alignment, CuDevicePtr wanted,
+                          unsigned long long flags);
+  CuResult (*vmm_free)(CuDevicePtr pointer, size_t bytes);
+  CuResult (*vmm_map)(CuDevicePtr pointer, size_t bytes, size_t offset, CuMemHandle handle, unsigned long long flags);
+  CuResult (*vmm_unmap)(CuDevicePtr pointer, size_t bytes);
+  CuResult (*vmm_set_access)(CuDevicePtr pointer, size_t bytes, const CuMemAccess* access, size_t count);
 };
 
 struct CudaLibrary {
@@ -75,6 +142,8 @@ struct CudaLibrary {
 
 // Loads and initialises on the first call; later calls are a pointer. Never throws for what the machine lacks.
 const CudaLibrary& cuda();
+// Tests: this table in place of the driver's, for the whole process, before anything asks for it. It lives for ever.
+void replace_cuda(const CudaLibrary& replacement) noexcept;
 
 // "CUDA_ERROR_INVALID_VALUE (invalid argument)".
 std::string cuda_error(CuResult result);

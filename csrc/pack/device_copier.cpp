@@ -1,0 +1,283 @@
+// See device_copier.hpp.
+#include "pack/device_copier.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <thread>
+
+#include "core/log.hpp"
+#include "core/paged_copy.hpp"
+
+namespace pdxfer::pack {
+namespace {
+
+constexpr uint64_t kDefaultTableBytes = 16 << 20;
+constexpr size_t kTableEntries = 256;
+constexpr size_t kMaxParts = 128;               // kernels and engine copies of one piece
+constexpr uint64_t kMaxWords = (1u << 31) - 1;  // what a kernel counts; see Divisor
+constexpr auto kFarewell = std::chrono::seconds(5);
+
+// Makes the context current; the data path's CudaScope, which does not throw.
+class Current {
+ public:
+  explicit Current(const sys::CudaContext& context) noexcept : result_(shim::cuda().api.context_push(context.get())) {}
+  ~Current() {
+    shim::CuContext popped = nullptr;
+    if (result_ == shim::kCuSuccess) shim::cuda().api.context_pop(&popped);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+  shim::CuResult result() const noexcept { return result_; }
+
+ private:
+  const shim::CuResult result_;
+};
+
+// The largest word, as a power of two, of which all of these are multiples.
+unsigned alignment_of(uint64_t together) noexcept {
+  return together == 0 ? 4 : std::min<unsigned>(4, static_cast<unsigned>(std::countr_zero(together)));
+}
+
+bool alike(const RegionPair& a, const RegionPair& b) noexcept {
+  return a.slot_bytes == b.slot_bytes && a.src_stride == b.src_stride && a.dst_stride == b.dst_stride;
+}
+
+DeviceForm form_of(const TableRing::Entry& entry) noexcept { return static_cast<DeviceForm>(entry.form); }
+
+unsigned alignment_of(const DevicePair& bases, const RegionPair& pair, DeviceForm form) noexcept {
+  uint64_t together = pair.slot_bytes;
+  if (form != DeviceForm::kScatter) together |= bases.src | pair.src_stride;
+  if (form != DeviceForm::kGather) together |= bases.dst | pair.dst_stride;
+  return alignment_of(together);
+}
+
+void wake_caller(void* options) { static_cast<const DeviceCopyOptions*>(options)->wake(); }
+
+}  // namespace
+
+DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
+    : options_(options),
+      kernels_(ordinal),
+      stream_(kernels_.context()),
+      ring_(options.table_bytes != 0 ? options.table_bytes : kDefaultTableBytes, kTableEntries),
+      host_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
+      device_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())) {
+  const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
+  blocks_ = std::clamp(options.blocks != 0 ? options.blocks : kDefaultBlocks, 1u, std::max(1u, processors));
+  const sys::CudaScope scope(kernels_.context());
+  events_.reserve(std::max<size_t>(options.pieces, 1));
+  for (size_t i = 0; i < std::max<size_t>(options.pieces, 1); ++i) events_.emplace_back();
+}
+
+// Uploads without a piece after them count too, so it is the stream that has to be idle.
+DeviceCopier::~DeviceCopier() {
+  const shim::CudaDriver& api = shim::cuda().api;
+  const Current current(kernels_.context());
+  const shim::CuEvent last = events_[(launched_ + 1) % events_.size()].get();
+  shim::CuResult result = api.event_record(last, stream_.get());
+  const auto deadline = std::chrono::steady_clock::now() + kFarewell;
+  while (result == shim::kCuSuccess && (result = api.event_query(last)) == shim::kCuNotReady &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+    result = shim::kCuSuccess;
+  }
+  if (result != shim::kCuSuccess)
+    log(LogLevel::kError, "device copies were not over at the end of their owner: " + shim::cuda_error(result));
+}
+
+Status DeviceCopier::fail(shim::CuResult result, const char* what) noexcept {
+  if (error_.ok()) error_ = {Code::kInternal, result, what};
+  return error_;
+}
+
+const DevicePair* DeviceCopier::pairs_of(const TableRing::Entry& entry) const noexcept {
+  return reinterpret_cast<const DevicePair*>(host_tables_.data() + entry.pairs_at);
+}
+
+Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> src,
+                             std::span<const uint64_t> dst, DeviceTables& tables) noexcept {
+  tables = 0;
+  if (!error_.ok()) return error_;
+  // Slots, then pairs: what the kernel reads. Then where each run's slots begin, for us.
+  const uint64_t slot_bytes = copy.slots * sizeof(DeviceSlot);
+  const uint64_t pairs_begin = (slot_bytes + 15) / 16 * 16;
+  const uint64_t upload = pairs_begin + copy.pairs.size() * sizeof(DevicePair);
+  const uint64_t bytes = upload + copy.runs.size() * sizeof(uint32_t);
+  if (copy.slots > kMaxWords || bytes > ring_.bytes())
+    return {Code::kInvalid, 0, "more slots in one copy than the device's tables hold: split the plan"};
+  const uint64_t name = ring_.take(bytes, done_);
+  if (name == 0) return kOkStatus;
+  TableRing::Entry& entry = *ring_.find(name);
+  entry.pairs = static_cast<uint32_t>(copy.pairs.size());
+  entry.slots = static_cast<uint32_t>(copy.slots);
+  entry.pairs_at = entry.begin + pairs_begin;
+  entry.firsts_at = entry.begin + upload;
+  entry.form = static_cast<uint8_t>(form);
+  auto* slots = reinterpret_cast<DeviceSlot*>(host_tables_.data() + entry.begin);
+  auto* pairs = reinterpret_cast<DevicePair*>(host_tables_.data() + entry.pairs_at);
+  auto* firsts = reinterpret_cast<uint32_t*>(host_tables_.data() + entry.firsts_at);
+  uint32_t at = 0;
+  for (const Run& run : copy.runs) {
+    *firsts++ = at;
+    for (uint32_t i = 0; i < run.count; ++i) slots[at++] = {run.src_slot + i, run.dst_slot + i};
+  }
+  for (size_t i = 0; i < copy.pairs.size(); ++i)
+    pairs[i] = {form == DeviceForm::kScatter ? 0 : src[i] + copy.pairs[i].src_offset,
+                form == DeviceForm::kGather ? 0 : dst[i] + copy.pairs[i].dst_offset};
+  const Current current(kernels_.context());
+  if (current.result() != shim::kCuSuccess) return fail(current.result(), "cuCtxPushCurrent");
+  if (const auto result = shim::cuda().api.copy_to_device_async(
+          device_tables_.get() + entry.begin, host_tables_.data() + entry.begin, upload, stream_.get());
+      result != shim::kCuSuccess)
+    return fail(result, "cuMemcpyHtoDAsync of a copy's tables");
+  entry.last_piece = launched_ + 1;  // the upload reads it until the next piece is over
+  tables = name;
+  return kOkStatus;
+}
+
+void DeviceCopier::release(DeviceTables tables) noexcept {
+  TableRing::Entry* entry = ring_.find(tables);
+  if (entry == nullptr) return;
+  entry->released = true;
+  // Without a piece after it, the upload itself is what has to be over: the stream is in order, so an event tells.
+  if (entry->last_piece > launched_) {
+    bool full = launched_ - done_ >= events_.size();
+    const Current current(kernels_.context());
+    if (!full && shim::cuda().api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream_.get()) ==
+                     shim::kCuSuccess)
+      ++launched_;
+  }
+  ring_.reclaim(done_);
+}
+
+// The longest part at the cursor that one kernel or one engine copy can move.
+DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
+                                           uint64_t budget, uint64_t buffer) const noexcept {
+  const RegionPair& pair = copy.pairs[cursor.pair];
+  const DevicePair* bases = pairs_of(entry);
+  const auto* firsts = reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at);
+  const uint64_t done_slots = firsts[cursor.run] + uint64_t{cursor.slot};
+  if (form_of(entry) == DeviceForm::kPaged && options_.copy_engine && dense(pair)) {
+    const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
+    if (run >= kEngineBytes && budget >= kEngineBytes) return {std::min(run, budget), 0, true};
+  }
+  unsigned log2 = alignment_of(bases[cursor.pair], pair, form_of(entry));
+  uint64_t bytes = (copy.slots - done_slots) * pair.slot_bytes - cursor.byte;
+  // Pairs of one shape go together, while the words of all of them can be counted.
+  const uint64_t per_pair = copy.slots * pair.slot_bytes;
+  for (uint32_t next = cursor.pair + 1; next < entry.pairs && bytes < budget; ++next) {
+    if (!alike(copy.pairs[next], pair) || alignment_of(bases[next], pair, form_of(entry)) != log2) break;
+    bytes += per_pair;
+  }
+  if (form_of(entry) != DeviceForm::kPaged) log2 = std::min(log2, alignment_of(buffer));
+  bytes = std::min(bytes, budget);
+  const uint64_t word = uint64_t{1} << log2;
+  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0, false};
+  if (bytes < word) return {bytes, 0, false};
+  // The kernel counts words from slot 0 of the first pair on.
+  const uint64_t before = (done_slots * pair.slot_bytes + cursor.byte) >> log2;
+  uint64_t words = bytes >> log2;
+  if (before + words > kMaxWords || (per_pair >> log2) > kMaxWords) {
+    const uint64_t in_pair = ((copy.slots - done_slots) * pair.slot_bytes - cursor.byte) >> log2;
+    words = std::min({words, in_pair, kMaxWords / 2});
+  }
+  return {words << log2, log2, false};
+}
+
+Status DeviceCopier::start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor,
+                                  const Part& part, uint64_t buffer) noexcept {
+  const auto* firsts = reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at);
+  uint64_t slot = firsts[cursor.run] + uint64_t{cursor.slot};
+  const uint64_t per_slot = pair.slot_bytes >> part.log2_word;
+  const uint64_t per_pair = entry.slots * per_slot;
+  uint64_t first = slot * per_slot + (cursor.byte >> part.log2_word);
+  const uint64_t count = part.bytes >> part.log2_word;
+  PagedCopyArgs args{};
+  args.slots = reinterpret_cast<const DeviceSlot*>(device_tables_.get() + entry.begin);
+  if (first + count > kMaxWords || per_pair > kMaxWords) {  // within one pair: count from this slot on
+    args.slots += slot;
+    first = cursor.byte >> part.log2_word;
+    args.per_pair = divisor_of(kMaxWords);
+  } else {
+    args.per_pair = divisor_of(static_cast<unsigned>(per_pair));
+  }
+  args.pairs = reinterpret_cast<const DevicePair*>(device_tables_.get() + entry.pairs_at) + cursor.pair;
+  args.src_stride = pair.src_stride;
+  args.dst_stride = pair.dst_stride;
+  args.buffer = buffer;
+  args.per_slot = divisor_of(static_cast<unsigned>(per_slot));
+  args.first = static_cast<unsigned>(first);
+  args.count = static_cast<unsigned>(count);
+  args.side = entry.form;
+  constexpr uint64_t kBlockWords = uint64_t{kBlockThreads} * kDepth;
+  const auto blocks = static_cast<unsigned>(std::min<uint64_t>(blocks_, (count + kBlockWords - 1) / kBlockWords));
+  void* parameters[] = {&args};
+  const auto result = shim::cuda().api.launch_kernel(kernels_.copy(part.log2_word), blocks, 1, 1, kBlockThreads, 1, 1,
+                                                     0, stream_.get(), parameters, nullptr);
+  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuLaunchKernel of pdx_paged_copy");
+}
+
+Status DeviceCopier::start(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
+                           uint64_t buffer) noexcept {
+  const RegionPair& pair = copy.pairs[cursor.pair];
+  if (!part.engine) return start_kernel(entry, pair, cursor, part, buffer);
+  const DevicePair& bases = pairs_of(entry)[cursor.pair];
+  const Run& run = copy.runs[cursor.run];
+  const uint64_t src = bases.src + (uint64_t{run.src_slot} + cursor.slot) * pair.src_stride + cursor.byte;
+  const uint64_t dst = bases.dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
+  const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream_.get());
+  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
+}
+
+Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                            uint64_t buffer, DeviceTicket& ticket) noexcept {
+  ticket = 0;
+  if (!error_.ok()) return error_;
+  TableRing::Entry* entry = ring_.find(tables);
+  if (entry == nullptr || entry->released) return {Code::kInternal, 0, "tables that are not prepared"};
+  if (launched_ - done_ >= events_.size()) {
+    bool over = false;
+    if (const Status s = done(done_ + 1, over); !s.ok() || !over) return s;
+  }
+  const Current current(kernels_.context());
+  if (current.result() != shim::kCuSuccess) return fail(current.result(), "cuCtxPushCurrent");
+  uint64_t moved = 0;
+  for (size_t parts = 0; parts < kMaxParts && moved < budget && !at_end(copy, cursor); ++parts) {
+    const Part part = next_part(*entry, copy, cursor, budget - moved, buffer + moved);
+    if (const Status s = start(*entry, copy, cursor, part, buffer + moved); !s.ok()) return s;
+    moved += advance(copy, cursor, part.bytes);
+  }
+  if (moved == 0) return kOkStatus;
+  const shim::CudaDriver& api = shim::cuda().api;
+  if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream_.get()); r != 0)
+    return fail(r, "cuEventRecord");
+  ticket = entry->last_piece = ++launched_;
+  if (options_.wake)
+    if (const auto r = api.launch_host_function(stream_.get(), &wake_caller, const_cast<DeviceCopyOptions*>(&options_));
+        r != 0)
+      return fail(r, "cuLaunchHostFunc");
+  return kOkStatus;
+}
+
+Status DeviceCopier::done(DeviceTicket ticket, bool& over) noexcept {
+  over = ticket <= done_;
+  if (over) return kOkStatus;
+  if (!error_.ok()) return error_;
+  if (ticket > launched_) return {Code::kInternal, 0, "a piece that was never launched"};
+  const Current current(kernels_.context());
+  const auto result = shim::cuda().api.event_query(events_[ticket % events_.size()].get());
+  if (result == shim::kCuNotReady) return kOkStatus;
+  if (result != shim::kCuSuccess) return fail(result, "cuEventQuery");
+  done_ = std::max(done_, ticket);
+  over = true;
+  return kOkStatus;
+}
+
+std::string DeviceCopier::describe() const {
+  return std::to_string(blocks_) + " thread blocks" +
+         (options_.copy_engine ? ", copy engine for runs of " + std::to_string(kEngineBytes >> 10) + " KiB and more"
+                               : ", no copy engine");
+}
+
+}  // namespace pdxfer::pack

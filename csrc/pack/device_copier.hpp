@@ -1,0 +1,63 @@
+// DeviceCopier: core's DeviceCopy by the kernels of pack/paged_copy.cu and the copy engine. Made by the engine's
+// factory; one thread at a time; owns a low-priority stream, a ring of tables and a ring of events.
+#pragma once
+
+#include <chrono>
+#include <vector>
+
+#include "core/device_copy.hpp"
+#include "pack/device_kernels.hpp"
+#include "pack/paged_copy_args.hpp"
+#include "pack/table_ring.hpp"
+#include "sys/cuda_stream.hpp"
+
+namespace pdxfer::pack {
+
+// Measured on NVLink 4 (docs/design/device.md): what more blocks add beyond these is little, and from runs of this size
+// on the copy engine is ahead of the kernel.
+inline constexpr unsigned kDefaultBlocks = 32;
+inline constexpr uint64_t kEngineBytes = 1 << 20;
+
+class DeviceCopier final : public DeviceCopy {
+ public:
+  // Throws Error(kUnavailable).
+  DeviceCopier(int ordinal, const DeviceCopyOptions& options);
+  ~DeviceCopier() override;
+
+  Status prepare(const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> src, std::span<const uint64_t> dst,
+                 DeviceTables& tables) noexcept override;
+  void release(DeviceTables tables) noexcept override;
+  Status launch(DeviceTables tables, const PagedCopy& copy, Cursor& cursor, uint64_t budget, uint64_t buffer,
+                DeviceTicket& ticket) noexcept override;
+  Status done(DeviceTicket ticket, bool& over) noexcept override;
+  std::string describe() const override;
+
+ private:
+  struct Part {  // of a piece: one kernel or one copy of the copy engine
+    uint64_t bytes = 0;
+    unsigned log2_word = 0;
+    bool engine = false;
+  };
+
+  Status fail(shim::CuResult result, const char* what) noexcept;
+  Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
+                 uint64_t buffer) const noexcept;
+  Status start(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
+               uint64_t buffer) noexcept;
+  Status start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor, const Part& part,
+                      uint64_t buffer) noexcept;
+  const DevicePair* pairs_of(const TableRing::Entry& entry) const noexcept;
+
+  const DeviceCopyOptions options_;
+  DeviceKernels kernels_;
+  unsigned blocks_ = 0;
+  sys::CudaStream stream_;
+  TableRing ring_;
+  sys::PinnedMemory host_tables_;
+  sys::CudaMemory device_tables_;
+  std::vector<sys::CudaEvent> events_;
+  uint64_t launched_ = 0, done_ = 0;  // tickets
+  Status error_;
+};
+
+}  // namespace pdxfer::pack

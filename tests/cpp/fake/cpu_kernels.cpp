@@ -1,0 +1,42 @@
+// The device kernels compiled for the CPU: their threads share nothing and never wait for one another, so running them
+// one after another is faithful.
+#include "cpu_kernels.hpp"
+
+#include <algorithm>
+
+namespace {
+struct Index {
+  unsigned x;
+};
+thread_local Index threadIdx{}, blockIdx{}, blockDim{1024}, gridDim{1};
+struct __attribute__((may_alias, aligned(16))) uint4 {
+  unsigned x, y, z, w;
+};
+struct __attribute__((may_alias, aligned(8))) uint2 {
+  unsigned x, y;
+};
+}  // namespace
+#define __device__ static inline
+#define __global__
+#define __launch_bounds__(threads)
+#include "pack/paged_copy.cu"
+
+namespace fake_cuda {
+
+void run_kernel(Kernel kernel, unsigned blocks, const pdxfer::PagedCopyArgs& args) {
+  gridDim.x = blocks;
+  blockDim.x = pdxfer::kBlockThreads;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
+    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) kernel(args);
+}
+
+Kernel find_kernel(const std::string& name) {
+  if (name == "pdx_paged_copy_16") return &pdx_paged_copy_16;
+  if (name == "pdx_paged_copy_8") return &pdx_paged_copy_8;
+  if (name == "pdx_paged_copy_4") return &pdx_paged_copy_4;
+  if (name == "pdx_paged_copy_2") return &pdx_paged_copy_2;
+  if (name == "pdx_paged_copy_1") return &pdx_paged_copy_1;
+  return nullptr;
+}
+
+}  // namespace fake_cuda

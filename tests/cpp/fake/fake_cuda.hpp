@@ -1,0 +1,23 @@
+// A CUDA driver for machines without one: host memory stands in for device memory, a thread per stream runs copies and
+// the real kernels (compiled for the CPU) after a short random delay, and handles open memory of other processes.
+// install() puts it in place of the driver for the whole process; two devices, of 8 "multiprocessors" each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fake_cuda {
+
+void install();
+// Memory of a device, as cudaMalloc gives it, or of separately made pieces of 2 MiB, as expandable segments.
+std::byte* allocate(int ordinal, size_t bytes);
+std::byte* allocate_pieces(int ordinal, size_t pieces);
+void release(std::byte* memory);
+void release_pieces(std::byte* memory, size_t pieces);
+
+size_t mappings();                         // of other processes' memory, open now
+void set_delay_us(unsigned microseconds);  // before each operation of a stream, at random up to this
+void fail_next_launch(int result);         // once
+void refuse_mapping(bool refused);         // opening handles fails as without P2P
+
+}  // namespace fake_cuda

@@ -1,0 +1,183 @@
+// Contexts, streams, events and launches of the fake driver; see fake_cuda.hpp.
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu_kernels.hpp"
+#include "fake_cuda.hpp"
+#include "fake_memory.hpp"
+#include "fake_tables.hpp"
+
+namespace fake_cuda {
+namespace {
+
+using namespace pdxfer::shim;
+thread_local std::vector<uintptr_t> contexts;  // ordinal + 1
+std::atomic<unsigned> delay_us{0};
+std::atomic<int> launch_failure{0};
+
+class Stream {
+ public:
+  Stream() : thread_([this] { run(); }) {}
+  ~Stream() {
+    post(nullptr);
+    thread_.join();
+  }
+  void post(std::function<void()> work) {
+    const std::lock_guard lock(mutex_);
+    work_.push_back(std::move(work));
+    more_.notify_one();
+  }
+
+ private:
+  void run() {
+    std::mt19937 random(7);
+    for (;;) {
+      std::function<void()> next;
+      {
+        std::unique_lock lock(mutex_);
+        more_.wait(lock, [&] { return !work_.empty(); });
+        next = std::move(work_.front());
+        work_.pop_front();
+      }
+      if (!next) return;
+      if (const unsigned most = delay_us; most > 0)
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % most));
+      next();
+    }
+  }
+  std::mutex mutex_;
+  std::condition_variable more_;
+  std::deque<std::function<void()>> work_;
+  std::thread thread_;
+};
+
+struct Event {
+  std::shared_ptr<std::atomic<uint64_t>> recorded = std::make_shared<std::atomic<uint64_t>>(0);
+  uint64_t wanted = 0;
+};
+
+Stream* stream_of(CuStream stream) { return reinterpret_cast<Stream*>(stream); }
+Event* event_of(CuEvent event) { return reinterpret_cast<Event*>(event); }
+
+CuResult launch(CuFunction function, unsigned blocks, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                CuStream stream, void** parameters, void**) {
+  if (const int failure = launch_failure.exchange(0); failure != 0) return failure;
+  if (contexts.empty()) return 201;
+  const auto args = *static_cast<pdxfer::PagedCopyArgs*>(parameters[0]);
+  const auto kernel = reinterpret_cast<Kernel>(function);
+  stream_of(stream)->post([=] { run_kernel(kernel, blocks, args); });
+  return kCuSuccess;
+}
+
+CuResult record(CuEvent event, CuStream stream) {
+  Event& e = *event_of(event);
+  const uint64_t number = ++e.wanted;
+  stream_of(stream)->post([recorded = e.recorded, number] { recorded->store(number, std::memory_order_release); });
+  return kCuSuccess;
+}
+
+CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
+  stream_of(stream)->post(
+      [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  return kCuSuccess;
+}
+
+CuResult attribute(int* value, int which, CuDevice) {
+  *value = which == kCuAttributeMultiprocessors ? 8 : which == kCuAttributeMajor ? 9 : 0;
+  return kCuSuccess;
+}
+
+}  // namespace
+
+int current_ordinal() { return contexts.empty() ? 0 : static_cast<int>(contexts.back() - 1); }
+void set_delay_us(unsigned microseconds) { delay_us = microseconds; }
+void fail_next_launch(int result) { launch_failure = result; }
+
+void fill_device_table(CudaDriver& api) {
+  api.device_get = [](CuDevice* out, int ordinal) { return *out = ordinal, kCuSuccess; };
+  api.device_get_count = [](int* count) { return *count = 2, kCuSuccess; };
+  api.device_get_attribute = &attribute;
+  api.device_can_access_peer = [](int* can, CuDevice, CuDevice) { return *can = 1, kCuSuccess; };
+  api.device_get_uuid = [](CuUuid* uuid, CuDevice device) {
+    std::memset(uuid, 7 + device, sizeof *uuid);
+    return kCuSuccess;
+  };
+  api.primary_context_retain = [](CuContext* out, CuDevice device) {
+    *out = reinterpret_cast<CuContext>(static_cast<uintptr_t>(device) + 1);
+    return kCuSuccess;
+  };
+  api.primary_context_release = [](CuDevice) { return kCuSuccess; };
+  api.context_push = [](CuContext context) {
+    contexts.push_back(reinterpret_cast<uintptr_t>(context));
+    return kCuSuccess;
+  };
+  api.context_pop = [](CuContext*) { return contexts.pop_back(), kCuSuccess; };
+  api.context_enable_peer = [](CuContext, unsigned) { return kCuSuccess; };
+  api.context_stream_priorities = [](int* lowest, int* highest) { return *lowest = 0, *highest = -5, kCuSuccess; };
+  api.module_load_data = [](CuModule* out, const void*) {
+    *out = reinterpret_cast<CuModule>(uintptr_t{1});
+    return kCuSuccess;
+  };
+  api.module_unload = [](CuModule) { return kCuSuccess; };
+  api.module_get_function = [](CuFunction* out, CuModule, const char* name) {
+    *out = reinterpret_cast<CuFunction>(find_kernel(name));
+    return *out == nullptr ? 500 : kCuSuccess;
+  };
+}
+
+void fill_stream_table(CudaDriver& api) {
+  fill_device_table(api);
+  api.launch_kernel = &launch;
+  api.stream_create_with_priority = [](CuStream* out, unsigned, int) {
+    *out = reinterpret_cast<CuStream>(new Stream);
+    return kCuSuccess;
+  };
+  api.stream_destroy = [](CuStream stream) { return delete stream_of(stream), kCuSuccess; };
+  api.event_create = [](CuEvent* out, unsigned) {
+    *out = reinterpret_cast<CuEvent>(new Event);
+    return kCuSuccess;
+  };
+  api.event_destroy = [](CuEvent event) { return delete event_of(event), kCuSuccess; };
+  api.event_record = &record;
+  api.event_query = [](CuEvent event) {
+    const Event& e = *event_of(event);
+    return e.recorded->load(std::memory_order_acquire) >= e.wanted ? kCuSuccess : kCuNotReady;
+  };
+  api.copy_async = &copy_async;
+  api.copy_to_device_async = [](CuDevicePtr to, const void* from, size_t bytes, CuStream stream) {
+    return copy_async(to, reinterpret_cast<uint64_t>(from), bytes, stream);
+  };
+  api.copy_to_device = [](CuDevicePtr to, const void* from, size_t bytes) {
+    return std::memcpy(reinterpret_cast<void*>(to), from, bytes), kCuSuccess;
+  };
+  api.copy_to_host = [](void* to, CuDevicePtr from, size_t bytes) {
+    return std::memcpy(to, reinterpret_cast<const void*>(from), bytes), kCuSuccess;
+  };
+  api.launch_host_function = [](CuStream stream, void (*function)(void*), void* argument) {
+    stream_of(stream)->post([=] { function(argument); });
+    return kCuSuccess;
+  };
+  api.mem_alloc = [](CuDevicePtr* out, size_t bytes) { return *out = map_new(current_ordinal(), bytes), kCuSuccess; };
+  api.get_error_name = [](CuResult, const char** name) { return *name = "CUDA_ERROR_FAKE", kCuSuccess; };
+  api.get_error_string = [](CuResult, const char** text) { return *text = "of the fake driver", kCuSuccess; };
+}
+
+void install() {
+  static auto* const library = [] {
+    auto* made = new CudaLibrary{DynamicLibrary({}), {}, 13000, 2, {}};
+    fill_memory_table(made->api);
+    fill_stream_table(made->api);
+    return made;
+  }();
+  replace_cuda(*library);
+}
+
+}  // namespace fake_cuda

@@ -1,0 +1,162 @@
+// DeviceCopier over the fake driver: every form, random pieces, back-pressure, wake-ups and device errors.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "core/paged_copy.hpp"
+#include "fake/fake_cuda.hpp"
+#include "pack/device_copier.hpp"
+#include "pack/device_selftest.hpp"
+
+namespace pdxfer::pack {
+namespace {
+
+void wait_for(DeviceCopier& copier, DeviceTicket ticket) {
+  bool over = false;
+  for (int i = 0; i < 100000 && !over; ++i) {
+    REQUIRE(copier.done(ticket, over).ok());
+    if (!over) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+  REQUIRE(over);
+}
+
+PagedCopy pages(uint64_t bytes, uint32_t count) {
+  PagedCopy copy;
+  copy.pairs = {{1, 2, 0, 0, bytes, bytes, bytes}};
+  for (uint32_t i = 0; i < count; ++i) copy.runs.push_back({i, count - 1 - i, 1});
+  copy.seal();
+  return copy;
+}
+
+struct Buffers {
+  explicit Buffers(size_t bytes) : src(fake_cuda::allocate(0, bytes)), dst(fake_cuda::allocate(0, bytes)) {
+    for (size_t i = 0; i < bytes; ++i) src[i] = static_cast<std::byte>(i * 131 >> 3);
+  }
+  ~Buffers() {
+    fake_cuda::release(src);
+    fake_cuda::release(dst);
+  }
+  std::byte *src, *dst;
+};
+
+}  // namespace
+
+TEST_CASE("random copies in random pieces agree with the host's walk, paged and through a buffer") {
+  fake_cuda::install();
+  const SelfTestResult result = device_selftest(0, 20261124, 200);
+  CHECK_MESSAGE(result.failure.empty(), result.failure);
+  CHECK(result.cases == 200);
+}
+
+TEST_CASE("division by multiplication is exact for every word that a kernel counts") {
+  for (const unsigned d : {1u, 2u, 3u, 7u, 64u, 72u, 73u, 1151u, 4608u, (1u << 30) + 1, (1u << 31) - 1}) {
+    const Divisor by = divisor_of(d);
+    for (uint64_t n :
+         std::initializer_list<uint64_t>{0, uint64_t{d} - 1, d, uint64_t{d} + 1, 5ull * d - 1, (1ull << 31) - 1}) {
+      if (n >= 1ull << 31) continue;
+      CAPTURE(d);
+      CAPTURE(n);
+      const uint64_t quotient = (n * by.multiplier) >> (31 + by.shift);
+      CHECK(quotient == n / d);
+    }
+  }
+}
+
+TEST_CASE("tables and pieces are bounded: no room is an answer, and room comes back") {
+  fake_cuda::install();
+  fake_cuda::set_delay_us(200);
+  const PagedCopy copy = pages(1024, 64);
+  Buffers memory(64 << 10);
+  DeviceCopyOptions options;
+  options.table_bytes = 4096;
+  options.pieces = 4;
+  DeviceCopier copier(0, options);
+  const uint64_t src = reinterpret_cast<uint64_t>(memory.src), dst = reinterpret_cast<uint64_t>(memory.dst);
+  std::vector<DeviceTables> held;
+  for (int i = 0; i < 16; ++i) {
+    DeviceTables tables = 0;
+    REQUIRE(copier.prepare(copy, DeviceForm::kPaged, {&src, 1}, {&dst, 1}, tables).ok());
+    if (tables == 0) break;
+    held.push_back(tables);
+  }
+  CHECK(held.size() >= 2);
+  CHECK(held.size() < 16);
+  DeviceTicket last = 0;
+  int full = 0;
+  for (Cursor cursor; !at_end(copy, cursor);) {
+    const Cursor before = cursor;
+    DeviceTicket ticket = 0;
+    REQUIRE(copier.launch(held[0], copy, cursor, 4096, 0, ticket).ok());
+    if (ticket == 0) {
+      CHECK(cursor == before);
+      ++full;
+      wait_for(copier, last - 2);
+    } else {
+      last = ticket;
+    }
+  }
+  CHECK(full > 0);
+  wait_for(copier, last);
+  for (uint32_t i = 0; i < 64; ++i) CHECK(std::memcmp(memory.src + i * 1024, memory.dst + (63 - i) * 1024, 1024) == 0);
+  for (const DeviceTables tables : held) copier.release(tables);
+  DeviceTables again = 0;
+  for (int i = 0; i < 1000 && again == 0; ++i) {
+    REQUIRE(copier.prepare(copy, DeviceForm::kPaged, {&src, 1}, {&dst, 1}, again).ok());
+    bool over = false;
+    if (again == 0) REQUIRE(copier.done(last + 1, over).ok());
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  CHECK(again != 0);
+  CHECK(copier.prepare(pages(16, 4096), DeviceForm::kPaged, {&src, 1}, {&dst, 1}, again).code == Code::kInvalid);
+  fake_cuda::set_delay_us(0);
+}
+
+TEST_CASE("each piece wakes its caller, and the copy engine takes long runs") {
+  fake_cuda::install();
+  PagedCopy copy;
+  copy.pairs = {{1, 2, 0, 0, 1024, 1024, 1024}};
+  copy.runs = {{0, 0, 3000}, {3500, 3500, 1}};
+  copy.seal();
+  Buffers memory(4096 << 10);
+  std::atomic<int> wakes{0};
+  DeviceCopyOptions options;
+  options.wake = [&] { ++wakes; };
+  const uint64_t src = reinterpret_cast<uint64_t>(memory.src), dst = reinterpret_cast<uint64_t>(memory.dst);
+  {
+    DeviceCopier copier(0, options);
+    DeviceTables tables = 0;
+    REQUIRE(copier.prepare(copy, DeviceForm::kPaged, {&src, 1}, {&dst, 1}, tables).ok());
+    Cursor cursor;
+    DeviceTicket ticket = 0;
+    REQUIRE(copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket).ok());
+    CHECK(at_end(copy, cursor));
+    wait_for(copier, ticket);
+  }
+  CHECK(wakes == 1);
+  CHECK(std::memcmp(memory.src, memory.dst, 3000 << 10) == 0);
+  CHECK(std::memcmp(memory.src + (3500 << 10), memory.dst + (3500 << 10), 1024) == 0);
+  CHECK(memory.dst[3001 << 10] == std::byte{0});
+}
+
+TEST_CASE("a device error is final, and names the call") {
+  fake_cuda::install();
+  const PagedCopy copy = pages(1024, 8);
+  Buffers memory(8 << 10);
+  const uint64_t src = reinterpret_cast<uint64_t>(memory.src), dst = reinterpret_cast<uint64_t>(memory.dst);
+  DeviceCopier copier(0, {});
+  DeviceTables tables = 0;
+  REQUIRE(copier.prepare(copy, DeviceForm::kPaged, {&src, 1}, {&dst, 1}, tables).ok());
+  fake_cuda::fail_next_launch(719);
+  Cursor cursor;
+  DeviceTicket ticket = 0;
+  for (int i = 0; i < 2; ++i) {
+    const Status status = copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket);
+    CHECK(status.code == Code::kInternal);
+    CHECK(status.native == 719);
+    CHECK(std::string(status.where) == "cuLaunchKernel of pdx_paged_copy");
+  }
+}
+
+}  // namespace pdxfer::pack

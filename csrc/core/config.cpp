@@ -8,6 +8,7 @@
 #include <functional>
 #include <string>
 
+#include "core/cuda_options.hpp"
 #include "core/log.hpp"
 #include "core/rdma_options.hpp"
 #include "core/status.hpp"
@@ -53,11 +54,11 @@ struct Field {
   uint64_t Config::*bytes = nullptr;
 };
 
-const std::array<Field, 16>& fields() {
+const std::array<Field, 17>& fields() {
   static constexpr auto T = [](std::string_view n, std::string Config::*p) { return Field{n, p, nullptr, nullptr}; };
   static constexpr auto N = [](std::string_view n, uint32_t Config::*p) { return Field{n, nullptr, p, nullptr}; };
   static constexpr auto B = [](std::string_view n, uint64_t Config::*p) { return Field{n, nullptr, nullptr, p}; };
-  static constexpr std::array<Field, 16> kFields{
+  static constexpr std::array<Field, 17> kFields{
       T("host", &Config::host),
       N("port", &Config::port),
       T("secret", &Config::secret),
@@ -71,6 +72,7 @@ const std::array<Field, 16>& fields() {
       N("max_batches", &Config::max_batches),
       N("connect_timeout_ms", &Config::connect_timeout_ms),
       N("peer_timeout_ms", &Config::peer_timeout_ms),
+      T("cuda", &Config::cuda),
       T("rdma", &Config::rdma),
       T("log_level", &Config::log_level),
       T("fault", &Config::fault),
@@ -142,6 +144,7 @@ void Config::validate() const {
   check_choice("log_level", log_level, {"debug", "info", "warning", "error"});
   if (host.empty()) reject("host", host, "an address or a name to listen on, such as 127.0.0.1 or ::");
   if (transports.empty()) reject("transports", transports, "auto, or names such as shm,tcp");
+  (void)CudaOptions::parse(cuda);
   (void)RdmaOptions::parse(rdma);
   (void)Faults::parse(fault);
 }

@@ -27,6 +27,7 @@ struct Config {
   uint32_t max_batches = 4096;         // batches in flight per engine; more is back-pressure (kUnavailable)
   uint32_t connect_timeout_ms = 5000;  // bound of one connect(), handshake and set-up together
   uint32_t peer_timeout_ms = 3000;     // silence after which a peer counts as lost
+  std::string cuda;                    // options of device memory: "sm_budget=16,path=map"; see core/cuda_options.hpp
   std::string rdma;                    // options of rdma: "devices=mlx5_0;mlx5_1,gid=3"; see core/rdma_options.hpp
   std::string log_level = "warning";   // debug | info | warning | error
   std::string fault;  // tests only: "throttle=50MB/s", "drop_after=1MiB", "refuse=shm", comma separated

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/cuda_options.hpp"
 #include "core/log.hpp"
 #include "core/sha256.hpp"
 #include "engine/registry.hpp"
+#include "pack/device_copier.hpp"
 
 namespace pdxfer::engine {
 namespace {
@@ -29,6 +31,16 @@ LogLevel level_of(const std::string& name) {
 // A quarter of the cores, for the model owns the machine; one on a small one. More than four gain little on one socket.
 uint32_t threads_or(uint32_t configured) {
   return configured != 0 ? configured : std::clamp(std::thread::hardware_concurrency() / 4, 1u, 4u);
+}
+
+// A transport that asks for a number of blocks gets it; else the configuration's.
+DeviceCopyFactory device_copy_factory(const std::string& text) {
+  return [cuda = CudaOptions::parse(text)](int ordinal, const DeviceCopyOptions& wanted) {
+    DeviceCopyOptions options = wanted;
+    if (options.blocks == 0) options.blocks = cuda.sm_budget;
+    options.copy_engine = options.copy_engine && cuda.copy_engine;
+    return std::make_unique<pack::DeviceCopier>(ordinal, options);
+  };
 }
 
 Config checked(Config config) {
@@ -79,6 +91,8 @@ void Engine::make_transports() {
                           std::span<std::byte* const> dst) { return copier_.copy(copy, cursor, budget, src, dst); };
     context.host = config_.host;
     context.shm_path = config_.shm_path;
+    context.cuda = config_.cuda;
+    context.device_copy = device_copy_factory(config_.cuda);
     context.rdma = RdmaOptions::parse(config_.rdma);
     context.wake = [this] { worker_.wake(); };
     Slot slot;

@@ -116,6 +116,7 @@ struct Context {
   HostCopy copy;
   DeviceCopyFactory device_copy;  // empty: no device memory here
   std::string host;               // Config::host
+  std::string cuda;               // Config::cuda
   std::string shm_path;           // Config::shm_path
   RdmaOptions rdma;               // Config::rdma
   // Wake the engine's worker from any thread: there is something to poll.

@@ -13,7 +13,7 @@ from pdxfer.bench.workloads import MODELS, PATTERNS, RAW, Workload, check, find_
 POOL_FACTOR = 4.0  # tokens in a pool per token that moves
 LEAST_FACTOR = 1.25
 SHARE = 0.7  # of the available memory
-TARGET = {"tcp": 64_000_000}  # bytes of a row, at most
+TARGET = {"tcp": 64_000_000, "rdma": 64_000_000}  # bytes of a row, at most
 TARGET_ELSE = 256_000_000
 
 _EPILOG = """examples:
@@ -73,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--pattern", type=_list, metavar="P[,P]", help=f"{', '.join(PATTERNS)} (random)")
     what.add_argument("--tp", default="1:1", metavar="SRC:DST", help="tensor-parallel sizes; one sending rank (1:1)")
     how = out.add_argument_group("how")
-    how.add_argument("--transport", type=_list, metavar="T[,T]", help="shm, tcp, auto (shm,tcp; with --connect: auto)")
+    how.add_argument(
+        "--transport", type=_list, metavar="T[,T]", help="shm, tcp, rdma, auto (shm,tcp; with --connect: auto)"
+    )
     how.add_argument("--shm-path", help="how shm reaches the other process: auto, map, cma, staging")
     how.add_argument("--tcp-streams", type=_positive, metavar="N", help="connections per tcp peer")
     how.add_argument("--copy-threads", type=_positive, metavar="N", help="threads of host copies")
@@ -129,8 +131,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
 def transports_of(args: argparse.Namespace) -> list[str]:
     names = args.transport or (["auto"] if args.connect else ["shm", "tcp"])
     for name in names:
-        if name not in ("shm", "tcp", "auto"):
-            raise BenchError(f"--transport {name}: expected shm, tcp or auto")
+        if name not in ("shm", "tcp", "rdma", "auto"):
+            raise BenchError(f"--transport {name}: expected shm, tcp, rdma or auto")
     return list(dict.fromkeys(names))
 
 

@@ -172,8 +172,8 @@ def _collect(
 
 
 def _uses(libraries: list[str], transport: str, transports: list[str]) -> int:
-    """How many of the libraries run for this transport. Mooncake has TCP only, so shm rows are not given to it."""
-    return sum(name != "mooncake" or transport == "tcp" or "tcp" not in transports for name in libraries)
+    """How many of the libraries run for this transport. Mooncake has TCP and RDMA, so shm rows are not given to it."""
+    return sum(name != "mooncake" or transport in ("tcp", "rdma") or "tcp" not in transports for name in libraries)
 
 
 def _stepper(progress: Progress, prefix: str) -> Callable[[Workload, float], None]:

@@ -7,9 +7,11 @@ Optional libraries are imported when their class is made, never before.
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pdxfer.bench.errors import BenchError
 from pdxfer.bench.memory import ByteArray
 from pdxfer.bench.workloads import Geometry, Pages
 
@@ -18,7 +20,7 @@ from pdxfer.bench.workloads import Geometry, Pages
 class Options:
     """How a library is to be set up; travels to the other end as JSON."""
 
-    transport: str  # shm | tcp | auto
+    transport: str  # shm | tcp | rdma | auto
     settings: dict[str, str] = field(default_factory=dict)  # pdxfer.Config fields
     host: str = "127.0.0.1"  # where this end can be reached by the other
     secret: str = ""
@@ -71,6 +73,16 @@ class Receiver(Protocol):
         """Raise when the library has a notice of arrival and it did not come."""
 
     def close(self) -> None: ...
+
+
+def rdma_device(options: Options) -> str:
+    """The first device that pdxfer was told to use on this end (`rdma` setting), for libraries that must be told."""
+    text = options.settings.get("rdma") or os.environ.get("PDXFER_RDMA", "")
+    for option in text.split(","):
+        name, _, value = option.partition("=")
+        if name.strip() == "devices" and value:
+            return value.split(";")[0].strip()
+    raise BenchError('over RDMA other libraries must be told a device: PDXFER_RDMA="devices=mlx5_0" at each end')
 
 
 # library -> (module, what to install)

@@ -162,7 +162,9 @@ class Runner:
         row["ceiling_kind"] = ceiling.kind if ceiling else None
         return row
 
-    def _open_ceiling(self, path: Path, geometry: Geometry) -> MemcpyCeiling | StreamCeiling:
+    def _open_ceiling(self, path: Path, geometry: Geometry) -> MemcpyCeiling | StreamCeiling | None:
+        if path.transport == "rdma":
+            return None  # ib_write_bw measures it, beside the bench: docs/bench.md
         if path.transport == "shm":
             target = self._channel.call("memcpy_target", bytes=geometry.bytes)["path"]
             return MemcpyCeiling(self._pool, geometry.bytes, target, path.copy_threads)

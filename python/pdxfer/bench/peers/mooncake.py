@@ -1,4 +1,4 @@
-"""Mooncake's transfer engine over TCP, with runs of pages merged as SGLang merges them.
+"""Mooncake's transfer engine over TCP or RDMA, with runs of pages merged as SGLang merges them.
 
 Requests go in synchronous batches of at most 1,024 entries: the TCP transport answers "queue full" to a few thousand
 and does not recover in that process. The row says when a request was cut.
@@ -15,7 +15,7 @@ import numpy as np
 
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.memory import ByteArray
-from pdxfer.bench.movers import Options, Path
+from pdxfer.bench.movers import Options, Path, rdma_device
 from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
 BATCH = 1024  # entries per call
@@ -27,7 +27,8 @@ def _engine(options: Options) -> Any:
     from mooncake.engine import TransferEngine
 
     engine = TransferEngine()
-    code = engine.initialize(options.host, "P2PHANDSHAKE", "tcp", "")
+    protocol, device = ("rdma", rdma_device(options)) if options.transport == "rdma" else ("tcp", "")
+    code = engine.initialize(options.host, "P2PHANDSHAKE", protocol, device)
     if code != 0:
         raise BenchError(f"Mooncake's engine did not start on {options.host}: code {code}")
     return engine
@@ -65,7 +66,8 @@ class MooncakeSender:
         self._target, self._remote = remote["address"], remote["buffers"]
 
     def path(self) -> Path:
-        return Path("tcp", "Mooncake tcp", streams=int(self._options.settings.get("tcp_streams", 4)))
+        protocol = "rdma" if self._options.transport == "rdma" else "tcp"
+        return Path(protocol, f"Mooncake {protocol}", streams=int(self._options.settings.get("tcp_streams", 4)))
 
     def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
         self._geometry, self._pages = geometry, (src, dst)

@@ -17,16 +17,18 @@ import numpy.typing as npt
 
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.memory import ByteArray
-from pdxfer.bench.movers import Options, Path
+from pdxfer.bench.movers import Options, Path, rdma_device
 from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
 TRANSFER_SECONDS = 60.0
 NOTICE_SECONDS = 10.0
-_UCX_TLS = {"shm": "shm,cma,self,tcp", "tcp": "tcp,self", "auto": "shm,cma,self,tcp"}
+_UCX_TLS = {"shm": "shm,cma,self,tcp", "tcp": "tcp,self", "auto": "shm,cma,self,tcp", "rdma": "rc"}
 
 
 def _agent(name: str, options: Options, *, progress_thread: bool) -> Any:
     os.environ["UCX_TLS"] = _UCX_TLS[options.transport]  # read when the agent makes its UCX context
+    if options.transport == "rdma":
+        os.environ["UCX_NET_DEVICES"] = f"{rdma_device(options)}:1"
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
     os.environ.setdefault("UCX_LOG_LEVEL", "error")
     from nixl._api import nixl_agent, nixl_agent_config
@@ -66,7 +68,7 @@ class NixlSender:
         self._peer = name.decode() if isinstance(name, bytes) else name
 
     def path(self) -> Path:
-        transport = "tcp" if self._options.transport == "tcp" else "shm"
+        transport = self._options.transport if self._options.transport in ("tcp", "rdma") else "shm"
         return Path(transport, f"UCX {_UCX_TLS[self._options.transport]}", streams=_streams(self._options))
 
     def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:

@@ -153,7 +153,7 @@ def test_options_multiply() -> None:
     with pytest.raises(BenchError, match="SRC:DST"):
         shapes_of(parser().parse_args(["--tp", "2"]))
     with pytest.raises(BenchError, match="expected shm, tcp or auto"):
-        transports_of(parser().parse_args(["--transport", "rdma"]))
+        transports_of(parser().parse_args(["--transport", "nccl"]))
 
 
 @pytest.mark.parametrize("memory", [Memory(8 * GIB), Memory(1 * GIB), Memory(8 * GIB, 1 * GIB)])

@@ -77,6 +77,8 @@ Engine::~Engine() { close(); }
 
 void Engine::make_transports() {
   const Faults faults = Faults::parse(config_.fault);
+  // What was not asked for by name may be missing without a word: every machine lacks something.
+  const LogLevel expected = config_.transports == "auto" ? LogLevel::kInfo : LogLevel::kWarning;
   for (const std::string& name : parse_transports(config_.transports)) {
     const auto entry = std::ranges::find_if(registry(), [&](const Entry& e) { return name == e.name; });
     transport::Context context;
@@ -101,7 +103,7 @@ void Engine::make_transports() {
       if (std::ranges::find(faults.refuse, name) != faults.refuse.end()) slot.refusal = "refused by Config::fault";
     } catch (const Error& error) {
       slot.refusal = error.what();
-      log(LogLevel::kWarning, "transport " + name + " is not usable here: " + error.what());
+      log(expected, "transport " + name + " is not usable here: " + error.what());
     }
     if (slot.transport) transports_.push_back(std::move(slot));
   }
@@ -148,7 +150,8 @@ Region Engine::register_memory(const Buffer& buffer) {
     throw Error(Code::kUnavailable, "no transport can take this memory (" + reasons + ")");
   }
   if (!reasons.empty())
-    log(LogLevel::kWarning, "region " + std::to_string(region.id) + " is not reachable by every transport: " + reasons);
+    log(config_.transports == "auto" ? LogLevel::kInfo : LogLevel::kWarning,
+        "region " + std::to_string(region.id) + " is not reachable by every transport: " + reasons);
   {
     std::lock_guard lock(mutex_);
     keys_[region.id] = std::move(keys);

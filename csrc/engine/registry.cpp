@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "transport/cuda_ipc/cuda_ipc_transport.hpp"
 #include "transport/loopback/loopback_transport.hpp"
 #include "transport/shm/shm_transport.hpp"
 #include "transport/tcp/tcp_transport.hpp"
@@ -11,6 +12,7 @@ namespace pdxfer::engine {
 
 const std::vector<Entry>& registry() {
   static const std::vector<Entry>& entries = *new std::vector<Entry>{
+      {"cuda_ipc", "device memory between processes of one machine", true, &transport::make_cuda_ipc},
       {"shm", "host memory between processes of one machine", true, &transport::make_shm},
       {"tcp", "host memory between machines", true, &transport::make_tcp},
       {"loopback", "within one process: the model of the seam, for tests", false, &transport::make_loopback},

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <array>
 
 #include "core/log.hpp"
@@ -110,6 +111,10 @@ bool Worker::poll_transports() {
   return any;
 }
 
+bool Worker::spinning() const {
+  return std::ranges::any_of(transports_, [](const auto* transport) { return transport->spinning(); });
+}
+
 int Worker::idle_milliseconds() const {
   for (const auto& [id, peer] : peers_)
     for (const auto& batch : peer->active)
@@ -124,7 +129,7 @@ void Worker::run() {
   bool busy = false;
   while (!stopping_.load()) {
     loops_.fetch_add(1, std::memory_order_relaxed);
-    const size_t ready = poller_.wait(events, busy ? 0 : idle_milliseconds());
+    const size_t ready = poller_.wait(events, busy || spinning() ? 0 : idle_milliseconds());
     const Clock::time_point now = Clock::now();
     if (faults_.throttle_bytes_per_s != 0) {
       const double rate = static_cast<double>(faults_.throttle_bytes_per_s);

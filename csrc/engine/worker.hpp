@@ -70,6 +70,7 @@ class Worker {
   void post(Command command);
   bool take_commands();
   bool poll_transports();
+  bool spinning() const;
   int idle_milliseconds() const;
 
   // worker_batches.cpp

@@ -79,6 +79,7 @@ class Peer {
 struct Limits {
   uint64_t chunk_bytes = 1 << 20;
   uint64_t staging_bytes = 64 << 20;
+  uint64_t device_chunk_bytes = 128 << 20;  // chunk_bytes for one launch of a device copy
   uint32_t copy_threads = 1;
   uint32_t io_threads = 1;
   uint32_t tcp_streams = 4;
@@ -102,6 +103,9 @@ class Transport {
   virtual std::unique_ptr<Peer> connect(const Link& link) = 0;
   // Up to out.size() completions of all peers; runs what the transport must do on the worker. Never blocks.
   virtual size_t poll(std::span<Completion> out) = 0;
+  // Is something under way, and due within microseconds, that only poll notices? The worker then calls it again at once
+  // in place of sleeping. Worker thread.
+  virtual bool spinning() const { return false; }
 };
 
 // pack's host copy, handed in by the engine because transport may not include pack. Copies at most `budget` bytes of

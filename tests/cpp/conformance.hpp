@@ -11,7 +11,7 @@ namespace conformance {
 
 inline Limits small_chunks() {
   Limits limits;
-  limits.chunk_bytes = 64 << 10;
+  limits.chunk_bytes = limits.device_chunk_bytes = 64 << 10;
   limits.io_threads = 2;
   limits.tcp_streams = 3;
   return limits;

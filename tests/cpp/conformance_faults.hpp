@@ -12,6 +12,7 @@ inline void lost_peer_is_lost_alone(const Factory& make) {
     CAPTURE(round);
     Limits limits;
     limits.chunk_bytes = 64 << 10;
+    limits.device_chunk_bytes = 64 << 10;
     Batches to_b, to_c;
     End a(make, limits), c(make, limits);
     auto b = std::make_unique<End>(make, limits);
@@ -65,6 +66,7 @@ inline void lost_peer_is_lost_alone(const Factory& make) {
 inline void bad_plan_touches_nothing(const Factory& make) {
   Limits limits;
   limits.chunk_bytes = 64 << 10;
+  limits.device_chunk_bytes = 64 << 10;
   Batches batches;
   End a(make, limits), b(make, limits);
   Memory& src = a.add(1, 1 << 20);
@@ -125,6 +127,7 @@ inline void bad_plan_touches_nothing(const Factory& make) {
 inline void nothing_lands_after_cancel(const Factory& make) {
   Limits limits;
   limits.chunk_bytes = 64 << 10;
+  limits.device_chunk_bytes = 64 << 10;
   limits.io_threads = 2;
   Batches batches;
   End a(make, limits), b(make, limits);

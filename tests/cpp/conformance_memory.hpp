@@ -22,17 +22,26 @@ inline uint64_t pick(Random& random, uint64_t low, uint64_t high) {
 
 inline constexpr size_t kGuard = 256;
 
+// Where the suite's memory is: the host's, or a fake device's that the CPU can read as well.
+struct MemoryKind {
+  int device = kHost;
+  std::byte* (*allocate)(size_t bytes) = [](size_t bytes) { return new std::byte[bytes]; };
+  void (*release)(std::byte* memory) = [](std::byte* memory) { delete[] memory; };
+};
+inline MemoryKind memory_kind;
+
 // A region between two guards, with a copy of what all of it should hold.
 class Memory {
  public:
-  Memory(RegionId id, uint64_t bytes, uint64_t seed) : storage_(bytes + 2 * kGuard), region_{id, {}} {
+  Memory(RegionId id, uint64_t bytes, uint64_t seed)
+      : size_(bytes + 2 * kGuard), storage_(memory_kind.allocate(size_), memory_kind.release), region_{id, {}} {
     Random random(seed);
-    for (size_t at = 0; at < storage_.size(); at += sizeof(uint64_t)) {
+    for (size_t at = 0; at < size_; at += sizeof(uint64_t)) {
       const uint64_t word = random();
-      std::memcpy(storage_.data() + at, &word, std::min(sizeof word, storage_.size() - at));
+      std::memcpy(storage_.get() + at, &word, std::min(sizeof word, size_ - at));
     }
-    expected = storage_;
-    region_.buffer = {storage_.data() + kGuard, bytes, kHost};
+    expect_present();
+    region_.buffer = {storage_.get() + kGuard, bytes, memory_kind.device};
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
@@ -42,8 +51,8 @@ class Memory {
   uint64_t bytes() const { return region_.buffer.bytes; }
   std::byte* data() { return region_.buffer.data; }
   std::byte* expected_data() { return expected.data() + kGuard; }
-  bool as_expected() const { return storage_ == expected; }
-  void expect_present() { expected = storage_; }
+  bool as_expected() const { return std::equal(expected.begin(), expected.end(), storage_.get()); }
+  void expect_present() { expected.assign(storage_.get(), storage_.get() + size_); }
   void fill(std::byte value) {
     std::fill_n(data(), bytes(), value);
     expect_present();
@@ -52,7 +61,8 @@ class Memory {
   std::vector<std::byte> expected;
 
  private:
-  std::vector<std::byte> storage_;
+  size_t size_;
+  std::unique_ptr<std::byte[], void (*)(std::byte*)> storage_;
   Region region_;
 };
 

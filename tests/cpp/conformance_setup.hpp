@@ -13,6 +13,7 @@ inline void deregistered_is_untouched(const Factory& make) {
     const bool at_receiver = round % 2 == 0;
     Limits limits;
     limits.chunk_bytes = 64 << 10;
+    limits.device_chunk_bytes = 64 << 10;
     limits.io_threads = 2;
     Batches batches;
     End a(make, limits), b(make, limits);
@@ -72,13 +73,14 @@ inline void connect_is_bounded(const Factory& make) {
     CHECK_THROWS_AS(a.transport->connect(link), Error);
   }
   CHECK(a.transport->address().size() <= 4096);
-  std::byte some[16];
-  CHECK_THROWS_AS(a.transport->register_memory({1, {nullptr, 16, kHost}}), Error);
-  CHECK_THROWS_AS(a.transport->register_memory({1, {some, 0, kHost}}), Error);
-  CHECK_THROWS_AS(a.transport->register_memory({kNoId, {some, 16, kHost}}), Error);
+  Memory memory(1, 16, 1);
+  std::byte* const some = memory.data();
+  CHECK_THROWS_AS(a.transport->register_memory({1, {nullptr, 16, memory_kind.device}}), Error);
+  CHECK_THROWS_AS(a.transport->register_memory({1, {some, 0, memory_kind.device}}), Error);
+  CHECK_THROWS_AS(a.transport->register_memory({kNoId, {some, 16, memory_kind.device}}), Error);
   CHECK_THROWS_AS(a.transport->deregister_memory(1), Error);
-  CHECK(a.transport->register_memory({1, {some, 16, kHost}}).size() <= 65536);
-  CHECK_THROWS_AS(a.transport->register_memory({1, {some, 16, kHost}}), Error);
+  CHECK(a.transport->register_memory({1, {some, 16, memory_kind.device}}).size() <= 65536);
+  CHECK_THROWS_AS(a.transport->register_memory({1, {some, 16, memory_kind.device}}), Error);
   a.transport->deregister_memory(1);
 }
 

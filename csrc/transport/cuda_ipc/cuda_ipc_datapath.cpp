@@ -1,0 +1,213 @@
+// The hot half of CudaLink: submit, notify, cancel, take. Worker thread, under the link's lock; a launch takes some ten
+// microseconds and nothing waits for the device.
+#include <algorithm>
+#include <cerrno>
+
+#include "transport/check_copy.hpp"
+#include "transport/cuda_ipc/cuda_ipc_link.hpp"
+
+namespace pdxfer::transport::cuda_ipc {
+namespace {
+// Pieces in flight at most: what a cancel may have to wait for, and what the next batch stands behind.
+constexpr uint64_t kPiecesInFlight = 8;
+constexpr auto kAckTime = std::chrono::microseconds(300);  // how long the worker stays awake for an acknowledgement
+}  // namespace
+
+bool CudaLink::over(DeviceTicket ticket) {
+  if (ticket <= done_ || !copier_) return true;
+  bool is_over = false;
+  if (const Status s = copier_->done(ticket, is_over); !s.ok()) {
+    device_failed(s);
+    return true;
+  }
+  if (is_over) done_ = std::max(done_, ticket);
+  return is_over;
+}
+
+// The last word on a batch. None of its pieces is running.
+void CudaLink::finish(BatchId id, Batch& batch, Status status) {
+  if (batch.over) return;
+  batch.over = true;
+  batch.status = status;
+  for (Prepared& prepared : batch.copies)
+    if (prepared.tables != 0 && copier_) copier_->release(prepared.tables);
+  batch.copies.clear();
+  Completion sent;
+  sent.peer = peer_;
+  sent.batch = id;
+  sent.status = status;
+  complete(std::move(sent));
+}
+
+Status CudaLink::fail(BatchId id, Batch& batch, Status status) {
+  if (batch.over || batch.failing) return batch.status;
+  batch.failing = true;
+  batch.status = status;
+  if (over(batch.last)) finish(id, batch, status);
+  return status;
+}
+
+void CudaLink::complete(Completion completion) {
+  ready_.push_back(std::move(completion));
+  ready_count_.store(ready_.size(), std::memory_order_release);
+  core_->wake();
+}
+
+void CudaLink::settle_batches() {
+  for (auto& [id, batch] : batches_)
+    if (batch.failing && !batch.over && over(batch.last)) finish(id, batch, batch.status);
+}
+
+bool CudaLink::hot(Clock::time_point now) const {
+  const std::lock_guard lock(mutex_);
+  return launched_ != done_ || ((!begun_.empty() || !batches_.empty()) && now < hot_until_);
+}
+
+size_t CudaLink::take(std::span<Completion> out) {
+  if (hot(Clock::now())) receive();
+  const std::lock_guard lock(mutex_);
+  if (launched_ != done_) {
+    (void)over(launched_);
+    settle_revoked();
+  }
+  settle_batches();
+  size_t n = 0;
+  for (; n < out.size() && !ready_.empty(); ready_.pop_front()) {
+    out[n] = std::move(ready_.front());
+    if (out[n].kind == Completion::Kind::kSent) batches_.erase(out[n].batch);
+    ++n;
+  }
+  ready_count_.store(ready_.size(), std::memory_order_release);
+  return n;
+}
+
+Status CudaLink::check(const PagedCopy& copy) const {
+  const auto imported = [&](RegionId id) {
+    const auto found = imports_.find(id);
+    return found == imports_.end() ? uint64_t{0} : found->second.region.buffer.bytes;
+  };
+  if (const Status s = check_range(copy, Side::kDst, imported); !s.ok()) return s;
+  const std::lock_guard lock(core_->regions_mutex);
+  const auto local = [&](RegionId id) {
+    const auto found = core_->regions.find(id);
+    return found == core_->regions.end() ? uint64_t{0} : found->second.buffer.bytes;
+  };
+  return check_range(copy, Side::kSrc, local);
+}
+
+// Where the regions of every pair begin, on the device.
+Status CudaLink::make_tables(Prepared& prepared, const PagedCopy& copy) {
+  std::vector<uint64_t> src, dst;
+  src.reserve(copy.pairs.size());
+  dst.reserve(copy.pairs.size());
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    for (const RegionPair& p : copy.pairs) {
+      const Import& import = imports_.at(p.dst);
+      if (!import.refused.ok()) return import.refused;
+      if (import.address == 0) return kOkStatus;  // its descriptors are under way
+      const auto local = core_->regions.find(p.src);
+      if (local == core_->regions.end()) return {Code::kInvalid, 0, "unknown region"};
+      src.push_back(reinterpret_cast<uint64_t>(local->second.buffer.data));
+      dst.push_back(import.address);
+    }
+  }
+  const Status status = copier_->prepare(copy, DeviceForm::kPaged, src, dst, prepared.tables);
+  if (status.code == Code::kInternal) device_failed(status);
+  return status;
+}
+
+Status CudaLink::prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor,
+                         bool& ready) {
+  ready = false;
+  if (copy_index >= plan.copies.size()) return {Code::kInvalid, 0, "no such copy in the plan"};
+  const PagedCopy& copy = plan.copies[copy_index];
+  if (!inside(copy, cursor)) return {Code::kInvalid, 0, "cursor outside its copy"};
+  if (batch.copies.size() < plan.copies.size()) batch.copies.resize(plan.copies.size());
+  Prepared& prepared = batch.copies[copy_index];
+  const uint64_t local_generation = core_->generation.load(std::memory_order_acquire);
+  if (prepared.tables != 0 && prepared.local_generation == local_generation &&
+      prepared.import_generation == import_generation_) {
+    ready = true;
+    return kOkStatus;
+  }
+  if (prepared.tables != 0) copier_->release(prepared.tables);
+  prepared.tables = 0;
+  if (prepared.local_generation == 0)
+    if (const Status s = check_sealed(copy); !s.ok()) return s;
+  // As it was before the look-up: a region deregistered meanwhile makes the next call look again.
+  prepared.local_generation = local_generation;
+  prepared.import_generation = import_generation_;
+  if (const Status s = check(copy); !s.ok()) return s;
+  if (const Status s = make_tables(prepared, copy); !s.ok()) return s;
+  ready = prepared.tables != 0;
+  return kOkStatus;
+}
+
+Status CudaLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) {
+  const std::lock_guard lock(mutex_);
+  Batch& batch = batches_[id];
+  if (batch.over || batch.failing) return batch.status;
+  if (!lost_.ok()) return fail(id, batch, lost_);
+  if (!broken_.ok()) return fail(id, batch, broken_);
+  if (copy_index < plan.copies.size() && at_end(plan.copies[copy_index], cursor)) return kOkStatus;
+  bool ready = false;
+  if (const Status s = prepare(batch, plan, copy_index, cursor, ready); !s.ok()) return fail(id, batch, s);
+  if (!ready) return kOkStatus;
+  if (launched_ - done_ >= kPiecesInFlight && !over(done_ + 1)) return kOkStatus;
+  DeviceTicket ticket = 0;
+  const Status status = copier_->launch(batch.copies[copy_index].tables, plan.copies[copy_index], cursor,
+                                        core_->context.limits.device_chunk_bytes, 0, ticket);
+  if (!status.ok()) {
+    device_failed(status);
+    return fail(id, batch, status);
+  }
+  if (ticket == 0) return kOkStatus;
+  batch.last = launched_ = ticket;
+  if (!batch.begun) {  // the other end wakes up while the bytes are on their way
+    batch.begun = true;
+    Header begin;
+    begin.type = Type::kBegin;
+    begin.batch = id;
+    post(begin);
+  }
+  return kOkStatus;
+}
+
+// The end goes out when the last piece is over: its writes are visible to the whole system before the message is.
+bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
+  const std::lock_guard lock(mutex_);
+  Batch& batch = batches_[id];
+  if (batch.over || batch.failing || batch.ended) return true;
+  if (!lost_.ok()) return fail(id, batch, lost_), true;
+  if (tail.size() > core_->context.limits.max_tail_bytes)
+    return fail(id, batch, {Code::kInvalid, 0, "tail larger than the limit"}), true;
+  if (!over(batch.last) || !outbox_.empty()) return false;
+  if (batch.failing) return true;  // what over() found
+  Header header;
+  header.type = Type::kEnd;
+  header.batch = id;
+  header.tag = tag.value_or(0);
+  header.tagged = tag.has_value();
+  const iovec parts[] = {{&header, sizeof header}, {const_cast<std::byte*>(tail.data()), tail.size()}};
+  const int error = sys::send_message(connection_.socket.get(), parts);
+  if (error == EAGAIN || error == ENOBUFS) return false;  // the poll thread wakes the worker when there is room
+  if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"}), true;
+  batch.ended = true;
+  hot_until_ = Clock::now() + kAckTime;
+  return true;
+}
+
+void CudaLink::cancel(BatchId id) {
+  const std::lock_guard lock(mutex_);
+  Batch& batch = batches_[id];
+  // Everything of an ended batch is in place already; its acknowledgement is the answer.
+  if (!batch.over && !batch.ended) fail(id, batch, {Code::kCancelled, 0, "cancelled by the sender"});
+}
+
+Status CudaLink::lost() const {
+  const std::lock_guard lock(mutex_);
+  return lost_;
+}
+
+}  // namespace pdxfer::transport::cuda_ipc

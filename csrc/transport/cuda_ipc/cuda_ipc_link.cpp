@@ -1,0 +1,365 @@
+// The cold half of CudaLink: regions, messages, loss. See cuda_ipc_link.hpp for who calls what.
+#include "transport/cuda_ipc/cuda_ipc_link.hpp"
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <thread>
+
+#include "core/log.hpp"
+
+namespace pdxfer::transport::cuda_ipc {
+namespace {
+
+constexpr size_t kMaxLetters = 1 << 16;   // unsent answers after which the other end counts as hung
+constexpr size_t kPiecesPerMessage = 64;  // descriptors
+constexpr auto kHotTime = std::chrono::microseconds(2000);
+
+void* poller_name(uint64_t number, bool process) {
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(number * 2 + (process ? 1 : 0)));
+}
+
+}  // namespace
+
+CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection)
+    : core_(std::move(core)), peer_(peer), connection_(std::move(connection)) {
+  inbox_.resize(sizeof(Header) + std::max<uint64_t>(core_->context.limits.max_tail_bytes, 1 << 16));
+  int ordinal = kHost;
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    device_ = core_->device;
+    ordinal = core_->ordinal;
+  }
+  copier_ = core_->context.device_copy(ordinal, {});
+  way_ = copier_->describe();
+}
+
+void CudaLink::start(std::shared_ptr<CudaLink> self) {
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    number_ = core_->next_link++;
+    core_->links.emplace(number_, std::move(self));
+  }
+  core_->poller.add(connection_.socket.get(), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, poller_name(number_, false));
+  // The socket may outlive its process in a forked child; the process's own end is always told.
+  if (connection_.process) core_->poller.add(connection_.process.get(), EPOLLIN, poller_name(number_, true));
+}
+
+// Waits (bounded) for the device: nothing of ours writes to the peer's memory afterwards.
+void CudaLink::stop() noexcept {
+  core_->poller.remove(connection_.socket.get());
+  if (connection_.process) core_->poller.remove(connection_.process.get());
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    core_->links.erase(number_);
+  }
+  std::unique_ptr<DeviceCopy> copier;
+  {
+    const std::lock_guard lock(mutex_);
+    copier = std::move(copier_);
+  }
+  copier.reset();  // before the mappings that its pieces write to
+  const std::lock_guard lock(mutex_);
+  done_ = launched_;
+  lose({Code::kPeerLost, 0, "this end closed"});
+  settle_batches();
+  imports_.clear();
+  giving_back_.clear();
+}
+
+// Every outstanding batch is answered, once, when its pieces are over; nothing more is sent or received.
+void CudaLink::lose(Status why) {
+  if (!lost_.ok()) return;
+  lost_ = why;
+  ::shutdown(connection_.socket.get(), SHUT_RDWR);
+  for (auto& [id, batch] : batches_) fail(id, batch, lost_);
+  outbox_.clear();
+  asked_back_.clear();
+  begun_.clear();
+  changed_.notify_all();
+  core_->wake();
+}
+
+// The driver's errors are sticky: no piece of this link can be trusted, and nothing more is launched.
+void CudaLink::device_failed(Status why) {
+  if (!broken_.ok()) return;
+  broken_ = why;
+  done_ = launched_;
+  log(LogLevel::kError, "cuda_ipc: peer " + std::to_string(peer_) + ": the device failed: " + why.to_string());
+  for (auto& [id, batch] : batches_) fail(id, batch, why);
+}
+
+void CudaLink::post(const Header& header, ByteView body, std::vector<int> fds) {
+  if (!lost_.ok()) return;
+  outbox_.push_back({header, Bytes(body.begin(), body.end()), std::move(fds)});
+  if (outbox_.size() > kMaxLetters) return lose({Code::kPeerLost, 0, "the peer does not read its messages"});
+  flush();
+}
+
+void CudaLink::flush() {
+  while (!outbox_.empty() && lost_.ok()) {
+    Letter& letter = outbox_.front();
+    const iovec parts[] = {{&letter.header, sizeof letter.header}, {letter.body.data(), letter.body.size()}};
+    const int error = sys::send_message(connection_.socket.get(), parts, letter.fds);
+    if (error == EAGAIN || error == ENOBUFS) return;  // the next EPOLLOUT tries again
+    if (!letter.fds.empty() && (error == ETOOMANYREFS || error == EMFILE || error == EBADF)) {
+      letter.fds.clear();
+      letter.header.code = static_cast<int32_t>(Code::kUnavailable);
+      letter.header.native = error;
+      continue;
+    }
+    if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"});
+    outbox_.pop_front();
+  }
+}
+
+void CudaLink::receive() {
+  const std::lock_guard lock(mutex_);
+  while (lost_.ok()) {
+    std::vector<sys::UniqueFd> fds;
+    const int64_t n = sys::recv_message(connection_.socket.get(), inbox_, &fds);
+    if (n == -EAGAIN) return flush();
+    if (n <= 0) return lose({Code::kPeerLost, static_cast<int32_t>(-n), n == 0 ? "the other end closed" : "recvmsg"});
+    Header header;
+    if (n < static_cast<int64_t>(sizeof header)) return lose({Code::kPeerLost, 0, "malformed message"});
+    std::memcpy(&header, inbox_.data(), sizeof header);
+    handle(header, ByteView(inbox_).subspan(sizeof header, static_cast<size_t>(n) - sizeof header), fds);
+  }
+}
+
+void CudaLink::process_exited() {
+  receive();  // what it said before
+  const std::lock_guard lock(mutex_);
+  lose({Code::kPeerLost, ESRCH, "the peer's process ended"});
+}
+
+void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::UniqueFd>& fds) {
+  switch (header.type) {
+    case Type::kBegin:
+      if (begun_.size() < kMaxLetters) begun_.insert(header.batch);
+      hot_until_ = Clock::now() + kHotTime;
+      return core_->wake();
+    case Type::kWant:
+      return handle_want(header.region, header.batch);
+    case Type::kPieces:
+      return handle_pieces(header, fds);
+    case Type::kRevoke: {
+      const auto found = imports_.find(header.region);
+      if (found == imports_.end()) {
+        gone_.insert(header.region);
+        Import none;
+        none.region.id = header.region;
+        giving_back_.emplace_back(std::move(none), 0);
+      } else {
+        giving_back_.emplace_back(std::move(found->second), launched_);
+        imports_.erase(found);
+        ++import_generation_;
+      }
+      return settle_revoked();
+    }
+    case Type::kRevoked:
+      asked_back_.erase(header.region);
+      return changed_.notify_all();
+    case Type::kEnd:
+      return handle_end(header, body);
+    case Type::kAck: {
+      const auto found = batches_.find(header.batch);
+      if (found != batches_.end() && found->second.ended && !found->second.over)
+        finish(header.batch, found->second, {static_cast<Code>(header.code), header.native, "the receiving end"});
+      return;
+    }
+    default:
+      return lose({Code::kPeerLost, 0, "message of an unknown kind"});
+  }
+}
+
+void CudaLink::handle_end(const Header& header, ByteView tail) {
+  begun_.erase(header.batch);
+  if (header.tagged) {
+    Completion arrived;
+    arrived.kind = Completion::Kind::kArrived;
+    arrived.peer = peer_;
+    arrived.batch = header.batch;
+    arrived.tag = header.tag;
+    arrived.tail.assign(tail.begin(), tail.end());
+    complete(std::move(arrived));
+  }
+  Header ack;
+  ack.type = Type::kAck;
+  ack.batch = header.batch;
+  post(ack);
+}
+
+// --- regions
+
+void CudaLink::refuse(Import& import, std::string reason) {
+  import.pieces.clear();
+  import.reason = std::move(reason);
+  import.refused = {Code::kUnavailable, 0, "cuda_ipc cannot map this region of the peer; explain() says why"};
+  log(LogLevel::kWarning, "cuda_ipc: region " + std::to_string(import.region.id) + " of peer " + std::to_string(peer_) +
+                              " cannot be reached: " + import.reason);
+  ++import_generation_;
+  core_->wake();
+}
+
+void CudaLink::map(Import& import) {
+  const Key& key = import.key;
+  try {
+    if (key.offset > key.allocation || key.allocation - key.offset < import.region.buffer.bytes)
+      if (key.process != this_process()) throw Error(Code::kInvalid, "its key does not hold all of it");
+    if (key.process == this_process()) {
+      enable_peer(*device_, key.device);
+      import.address = reinterpret_cast<uint64_t>(import.region.buffer.data);
+    } else {
+      import.mapped =
+          key.kind == Key::Kind::kHandle ? map_handle(device_, key) : map_pieces(device_, key, import.pieces);
+      import.address = import.mapped->address + key.offset;
+    }
+    import.pieces.clear();
+    ++import_generation_;
+    core_->wake();
+  } catch (const Error& error) {
+    refuse(import, error.what());
+  }
+}
+
+void CudaLink::import(const Region& region, Key key) {
+  const std::lock_guard lock(mutex_);
+  if (gone_.erase(region.id) > 0)
+    throw Error(Code::kInvalid, "cuda_ipc: the peer has deregistered region " + std::to_string(region.id));
+  Import& import = imports_[region.id] = Import{};
+  import.region = region;
+  import.key = std::move(key);
+  ++import_generation_;
+  const bool here = import.key.process == this_process();
+  if (core_->options.path == CudaOptions::Path::kStaging)
+    return refuse(import, "cuda path=staging, which this transport does not do: use tcp");
+  if (import.key.kind == Key::Kind::kNone && !here) return refuse(import, import.key.refusal);
+  if (import.key.kind != Key::Kind::kPieces || here) return map(import);
+  Header want;
+  want.type = Type::kWant;
+  want.region = region.id;
+  post(want);
+}
+
+void CudaLink::forget(RegionId region) {
+  Import old;  // unmapped after the lock is released
+  wait_for_pieces(Clock::now() + std::chrono::milliseconds(core_->context.limits.peer_timeout_ms));
+  const std::lock_guard lock(mutex_);
+  gone_.erase(region);
+  const auto found = imports_.find(region);
+  if (found == imports_.end()) return;
+  old = std::move(found->second);
+  imports_.erase(found);
+  ++import_generation_;
+}
+
+// The owner wants regions back: each is unmapped, and the owner told, when no piece that may write to it is running.
+void CudaLink::settle_revoked() {
+  while (!giving_back_.empty() && (over(giving_back_.front().second) || !lost_.ok())) {
+    Header done;
+    done.type = Type::kRevoked;
+    done.region = giving_back_.front().first.region.id;
+    giving_back_.pop_front();
+    post(done);
+  }
+}
+
+bool CudaLink::settle() {
+  const std::lock_guard lock(mutex_);
+  settle_revoked();
+  return !giving_back_.empty();
+}
+
+void CudaLink::handle_want(RegionId region, uint64_t from) {
+  Header answer;
+  answer.type = Type::kPieces;
+  answer.region = region;
+  answer.batch = from;
+  std::vector<int> fds;
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    const auto found = core_->regions.find(region);
+    if (found == core_->regions.end() || from >= found->second.pieces.size())
+      answer.code = static_cast<int32_t>(Code::kInvalid);
+    else
+      for (size_t i = from; i < found->second.pieces.size() && fds.size() < kPiecesPerMessage; ++i)
+        fds.push_back(found->second.pieces[i].get());
+  }
+  post(answer, {}, std::move(fds));
+}
+
+void CudaLink::handle_pieces(const Header& header, std::vector<sys::UniqueFd>& fds) {
+  const auto found = imports_.find(header.region);
+  if (found == imports_.end() || found->second.address != 0 || header.batch != found->second.pieces.size()) return;
+  Import& import = found->second;
+  if (header.code != 0 || fds.empty() || import.pieces.size() + fds.size() > import.key.pieces.size())
+    return refuse(import, header.native != 0 ? "handing it over: " + errno_name(header.native)
+                                             : std::string("its owner does not hand it over"));
+  for (sys::UniqueFd& fd : fds) import.pieces.push_back(std::move(fd));
+  if (import.pieces.size() == import.key.pieces.size()) return map(import);
+  Header want;
+  want.type = Type::kWant;
+  want.region = header.region;
+  want.batch = import.pieces.size();
+  post(want);
+}
+
+void CudaLink::ask_back(RegionId region) {
+  const std::lock_guard lock(mutex_);
+  if (!lost_.ok()) return;
+  asked_back_.insert(region);
+  Header revoke;
+  revoke.type = Type::kRevoke;
+  revoke.region = region;
+  post(revoke);
+}
+
+void CudaLink::wait_back(RegionId region, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  if (changed_.wait_until(lock, deadline, [&] { return !asked_back_.contains(region); })) return;
+  log(LogLevel::kWarning, "cuda_ipc: peer " + std::to_string(peer_) + " did not give back region " +
+                              std::to_string(region) + " in time; its link is closed");
+  lose({Code::kPeerLost, ETIMEDOUT, "the peer did not give back a region"});
+}
+
+void CudaLink::wait_for_pieces(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  const DeviceTicket until = launched_;
+  while (copier_ && !over(until)) {
+    lock.unlock();
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+    lock.lock();
+    if (Clock::now() >= deadline) {
+      device_failed({Code::kInternal, ETIMEDOUT, "the device did not finish a copy in time"});
+      return;
+    }
+  }
+}
+
+std::string CudaLink::describe() const {
+  const std::lock_guard lock(mutex_);
+  size_t mapped = 0, refused = 0;
+  uint64_t bytes = 0;
+  std::string reason;
+  for (const auto& [id, import] : imports_) {
+    if (import.address != 0) {
+      ++mapped;
+      bytes += import.region.buffer.bytes;
+    }
+    if (!import.refused.ok()) {
+      ++refused;
+      reason = import.reason;
+    }
+  }
+  std::string text =
+      "mapped: " + std::to_string(mapped) + " regions, " + std::to_string(bytes >> 20) + " MiB, by " + way_;
+  if (refused > 0) text += "; unreachable: " + std::to_string(refused) + " (" + reason + ")";
+  if (!broken_.ok()) text += "; device failed: " + broken_.to_string();
+  if (!lost_.ok()) text += "; lost: " + lost_.to_string();
+  return text;
+}
+
+}  // namespace pdxfer::transport::cuda_ipc

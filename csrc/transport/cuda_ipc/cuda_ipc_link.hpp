@@ -1,0 +1,149 @@
+// CudaLink: one end of a cuda_ipc connection, and Core: what the links of one transport share.
+//
+// Threads. The worker calls submit, notify, cancel and take; the transport's poll thread (pdx-gpu-poll) receives
+// messages while nothing is under way, the worker itself while something is; set-up threads call import, forget and
+// revoke. One mutex per link guards all of it, the device copies too; no call under it waits for the device.
+// Order of locks: Core::links_mutex, CudaLink's mutex, Core::regions_mutex.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+
+#include "core/cuda_options.hpp"
+#include "sys/poller.hpp"
+#include "transport/cuda_ipc/cuda_ipc_handshake.hpp"
+#include "transport/cuda_ipc/cuda_ipc_memory.hpp"
+
+namespace pdxfer::transport::cuda_ipc {
+
+class CudaLink;
+
+struct Core {
+  explicit Core(Context c) : context(std::move(c)), options(CudaOptions::parse(context.cuda)) {}
+
+  const Context context;
+  const CudaOptions options;
+  sys::Poller poller;
+
+  std::mutex regions_mutex;
+  std::shared_ptr<const sys::CudaContext> device;  // of the first region; one per transport
+  int ordinal = kHost;
+  std::unordered_map<RegionId, ExportedRegion> regions;
+  std::atomic<uint64_t> generation{1};  // of `regions`
+
+  std::mutex links_mutex;
+  std::map<uint64_t, std::shared_ptr<CudaLink>> links;
+  uint64_t next_link = 1;
+
+  void wake() const {
+    if (context.wake) context.wake();
+  }
+};
+
+class CudaLink {
+ public:
+  CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection);
+
+  // Set-up threads.
+  void start(std::shared_ptr<CudaLink> self);  // from here on messages are received
+  void stop() noexcept;
+  void import(const Region& region, Key key);
+  void forget(RegionId region);
+  void ask_back(RegionId region);                      // ask the other end to let go of a region of ours,
+  void wait_back(RegionId region, Deadline deadline);  // and wait until it did: a link that does not answer is closed
+  void wait_for_pieces(Deadline deadline);             // until no piece that was launched before this call is running
+
+  // Worker.
+  Status submit(BatchId batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor);
+  bool notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail);
+  void cancel(BatchId batch);
+  size_t take(std::span<Completion> out);
+  bool hot(Clock::time_point now) const;  // something is under way that only take() notices
+  Status lost() const;
+  std::string describe() const;
+
+  // Poll thread.
+  void receive();
+  void process_exited();
+  bool settle();  // answers what waits for the device; true while something does
+
+ private:
+  struct Import {
+    Region region;
+    Key key;
+    std::vector<sys::UniqueFd> pieces;  // those that have come
+    std::shared_ptr<Mapped> mapped;
+    uint64_t address = 0;  // of the region in this process; 0: not yet
+    Status refused;        // no way
+    std::string reason;
+  };
+  struct Prepared {  // one copy of a batch, for one state of the region tables
+    uint64_t local_generation = 0, import_generation = 0;
+    DeviceTables tables = 0;
+  };
+  struct Batch {
+    bool begun = false, ended = false;  // kBegin, kEnd are sent
+    bool over = false;                  // its kSent is queued
+    bool failing = false;               // its kSent follows once its pieces are over
+    Status status;
+    DeviceTicket last = 0;  // its latest piece
+    std::vector<Prepared> copies;
+  };
+  struct Letter {
+    Header header;
+    Bytes body;
+    std::vector<int> fds;  // of ExportedRegion, which lives while the region is registered
+  };
+
+  Status prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor, bool& ready);
+  Status check(const PagedCopy& copy) const;
+  Status make_tables(Prepared& prepared, const PagedCopy& copy);
+  Status fail(BatchId id, Batch& batch, Status status);
+  void settle_batches();
+  void finish(BatchId id, Batch& batch, Status status);
+  bool over(DeviceTicket ticket);
+  void complete(Completion completion);
+  void lose(Status why);
+  void device_failed(Status why);
+  void post(const Header& header, ByteView body = {}, std::vector<int> fds = {});
+  void flush();
+  void handle(const Header& header, ByteView body, std::vector<sys::UniqueFd>& fds);
+  void handle_want(RegionId region, uint64_t from);
+  void handle_pieces(const Header& header, std::vector<sys::UniqueFd>& fds);
+  void handle_end(const Header& header, ByteView tail);
+  void settle_revoked();
+  void map(Import& import);
+  void refuse(Import& import, std::string reason);
+
+  const std::shared_ptr<Core> core_;
+  const PeerId peer_;
+  Connection connection_;
+  uint64_t number_ = 0;  // in Core::links
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::shared_ptr<const sys::CudaContext> device_;
+  std::unique_ptr<DeviceCopy> copier_;
+  std::string way_;  // for describe()
+  DeviceTicket launched_ = 0, done_ = 0;
+  std::unordered_map<RegionId, Import> imports_;
+  uint64_t import_generation_ = 1;
+  std::set<RegionId> gone_;                                  // asked back before they were imported
+  std::set<RegionId> asked_back_;                            // of ours, unanswered
+  std::deque<std::pair<Import, DeviceTicket>> giving_back_;  // theirs: answered, and unmapped, when the piece is over
+  std::unordered_map<BatchId, Batch> batches_;
+  std::deque<Completion> ready_;
+  std::atomic<size_t> ready_count_{0};
+  std::deque<Letter> outbox_;  // what the socket had no room for
+  std::set<BatchId> begun_;    // of the other end, whose ends have not come
+  Clock::time_point hot_until_{};
+  Status lost_, broken_;  // broken_: the device failed
+  Bytes inbox_;
+};
+
+}  // namespace pdxfer::transport::cuda_ipc

@@ -1,0 +1,202 @@
+// Set-up of cuda_ipc: registration, the listener, the poll thread. See cuda_ipc_transport.hpp.
+#include "transport/cuda_ipc/cuda_ipc_transport.hpp"
+
+#include <pthread.h>
+
+#include <array>
+#include <atomic>
+#include <thread>
+
+#include "core/log.hpp"
+#include "transport/cuda_ipc/cuda_ipc_link.hpp"
+
+namespace pdxfer::transport {
+namespace cuda_ipc {
+namespace {
+
+// The handle the engine owns; the link itself may live a moment longer, in the poll thread's hands.
+class CudaPeer final : public Peer {
+ public:
+  explicit CudaPeer(std::shared_ptr<CudaLink> link) : link_(std::move(link)) { link_->start(link_); }
+  ~CudaPeer() override { link_->stop(); }
+
+  void import_region(const Region& region, ByteView key) override { link_->import(region, Key::decode(key)); }
+  void forget_region(RegionId region) override { link_->forget(region); }
+  Status submit(BatchId batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) override {
+    return link_->submit(batch, plan, copy_index, cursor);
+  }
+  bool notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail) override {
+    return link_->notify(batch, tag, tail);
+  }
+  void cancel(BatchId batch) override { link_->cancel(batch); }
+  Status lost() const override { return link_->lost(); }
+  std::string describe() const override { return link_->describe(); }
+
+ private:
+  std::shared_ptr<CudaLink> link_;
+};
+
+class CudaTransport final : public Transport {
+ public:
+  explicit CudaTransport(Context context)
+      : core_(std::make_shared<Core>(std::move(context))),
+        address_(Address::here()),
+        listener_(sys::listen_seqpacket(address_.name), "pdx-gpu-listen"),
+        thread_([this] { run(); }) {}
+
+  ~CudaTransport() override {
+    stopping_ = true;
+    core_->poller.wake();
+    thread_.join();
+  }
+
+  const char* name() const override { return "cuda_ipc"; }
+  Bytes address() override { return address_.encode(); }
+  Bytes register_memory(const Region& region) override;
+  void deregister_memory(RegionId region) override;
+  std::unique_ptr<Peer> connect(const transport::Link& link) override;
+  size_t poll(std::span<Completion> out) override;
+  bool spinning() const override;
+
+ private:
+  void run() noexcept;
+  void dispatch(const sys::Poller::Event& event);
+  std::vector<std::shared_ptr<CudaLink>> links() const {
+    std::vector<std::shared_ptr<CudaLink>> all;
+    const std::lock_guard lock(core_->links_mutex);
+    for (const auto& [number, link] : core_->links) all.push_back(link);
+    return all;
+  }
+
+  const std::shared_ptr<Core> core_;
+  const Address address_;
+  sys::TokenListener listener_;
+  std::atomic<bool> stopping_{false};
+  std::thread thread_;
+};
+
+Bytes CudaTransport::register_memory(const Region& region) {
+  const std::string what = "cuda_ipc: registering region " + std::to_string(region.id) + ": ";
+  const Buffer& buffer = region.buffer;
+  if (region.id == kNoId || buffer.data == nullptr || buffer.bytes == 0)
+    throw Error(Code::kInvalid, what + "it is empty");
+  if (buffer.device == kHost)
+    throw Error(Code::kUnavailable, what + "it is host memory, and cuda_ipc moves device memory");
+  const std::lock_guard lock(core_->regions_mutex);
+  if (core_->device && core_->ordinal != buffer.device)
+    throw Error(Code::kUnavailable, what + "it is on CUDA device " + std::to_string(buffer.device) +
+                                        " and earlier regions are on " + std::to_string(core_->ordinal) +
+                                        "; an engine serves one device: make one engine per device");
+  if (core_->regions.contains(region.id)) throw Error(Code::kInvalid, what + "the id is taken");
+  if (!core_->device) {
+    core_->device = std::make_shared<sys::CudaContext>(buffer.device);
+    core_->ordinal = buffer.device;
+  }
+  try {
+    ExportedRegion exported = export_region(*core_->device, buffer);
+    const Bytes key = exported.key.encode();
+    core_->regions.emplace(region.id, std::move(exported));
+    core_->generation.fetch_add(1, std::memory_order_acq_rel);
+    return key;
+  } catch (const Error& error) {
+    if (core_->regions.empty()) core_->device.reset();
+    throw Error(error.code(), what + error.what(), error.status().native);
+  }
+}
+
+void CudaTransport::deregister_memory(RegionId region) {
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    if (!core_->regions.contains(region))
+      throw Error(Code::kInvalid, "cuda_ipc: deregistering region " + std::to_string(region) + ": no such region");
+  }
+  ExportedRegion old;  // its descriptors are open until no letter can name them
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    old = std::move(core_->regions.at(region));
+    core_->regions.erase(region);
+    core_->generation.fetch_add(1, std::memory_order_acq_rel);
+  }
+  const auto all = links();
+  for (const auto& link : all) link->ask_back(region);
+  const Deadline deadline = Clock::now() + std::chrono::milliseconds(core_->context.limits.peer_timeout_ms);
+  for (const auto& link : all) {
+    link->wait_for_pieces(deadline);
+    link->wait_back(region, deadline);
+  }
+}
+
+std::unique_ptr<Peer> CudaTransport::connect(const transport::Link& link) {
+  Hello hello;
+  {
+    const std::lock_guard lock(core_->regions_mutex);
+    if (!core_->regions.empty()) hello.device = core_->ordinal;
+  }
+  Connection connection = make_connection(address_, hello, listener_, link);
+  return std::make_unique<CudaPeer>(std::make_shared<CudaLink>(core_, link.peer, std::move(connection)));
+}
+
+size_t CudaTransport::poll(std::span<Completion> out) {
+  const std::lock_guard lock(core_->links_mutex);
+  size_t n = 0;
+  for (const auto& [number, link] : core_->links) {
+    if (n == out.size()) break;
+    n += link->take(out.subspan(n));
+  }
+  return n;
+}
+
+bool CudaTransport::spinning() const {
+  const std::lock_guard lock(core_->links_mutex);
+  if (core_->links.empty()) return false;
+  const auto now = Clock::now();
+  for (const auto& [number, link] : core_->links)
+    if (link->hot(now)) return true;
+  return false;
+}
+
+void CudaTransport::dispatch(const sys::Poller::Event& event) {
+  const auto name = reinterpret_cast<uintptr_t>(event.what);
+  std::shared_ptr<CudaLink> link;
+  {
+    const std::lock_guard lock(core_->links_mutex);
+    const auto found = core_->links.find(name / 2);
+    if (found == core_->links.end()) return;  // stopped meanwhile
+    link = found->second;
+  }
+  if (name % 2 == 0)
+    link->receive();
+  else
+    link->process_exited();
+  core_->wake();  // there may be room again for what notify could not send
+}
+
+void CudaTransport::run() noexcept {
+  ::pthread_setname_np(::pthread_self(), "pdx-gpu-poll");
+  std::array<sys::Poller::Event, 32> events;
+  bool waiting = false;
+  while (!stopping_) {
+    const size_t n = core_->poller.wait(events, waiting ? 1 : -1);
+    for (size_t i = 0; i < n; ++i) {
+      try {
+        dispatch(events[i]);
+      } catch (const std::exception& e) {
+        log(LogLevel::kError, std::string("cuda_ipc: message dropped: ") + e.what());
+      }
+    }
+    waiting = false;
+    for (const auto& link : links()) waiting |= link->settle();
+  }
+}
+
+}  // namespace
+}  // namespace cuda_ipc
+
+std::unique_ptr<Transport> make_cuda_ipc(Context context) {
+  if (!context.device_copy) throw Error(Code::kInvalid, "cuda_ipc: no device copies in its context");
+  if (const shim::CudaLibrary& cuda = shim::cuda(); !cuda.reason.empty())
+    throw Error(Code::kUnavailable, "cuda_ipc: no CUDA device can be used: " + cuda.reason);
+  return std::make_unique<cuda_ipc::CudaTransport>(std::move(context));
+}
+
+}  // namespace pdxfer::transport

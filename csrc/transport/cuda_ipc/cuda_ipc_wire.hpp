@@ -1,0 +1,76 @@
+// What cuda_ipc puts on the wire: its address, a region's key, and the messages of a link's socket. Everything is
+// checked on the way in, since a peer may be another version. Any thread; owns nothing.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "core/codec.hpp"
+#include "core/types.hpp"
+#include "shim/cuda.hpp"
+
+namespace pdxfer::transport::cuda_ipc {
+
+inline constexpr uint32_t kVersion = 1;
+
+using ProcessId = std::array<uint64_t, 2>;  // random, one per process: in one process no handle is needed
+ProcessId this_process();
+
+// Where a transport listens, and which kernel and network namespace that name means something in.
+struct Address {
+  std::string name;    // abstract AF_UNIX name
+  std::string boot;    // /proc/sys/kernel/random/boot_id: the running kernel
+  uint64_t netns = 0;  // inode of /proc/self/ns/net
+
+  static Address here();
+  Bytes encode() const;
+  static Address decode(ByteView bytes);  // throws Error(kUnavailable)
+  // Throws Error(kUnavailable) with the reason when `peer` is another machine or network namespace.
+  void require_reachable(const Address& peer) const;
+};
+
+// The two ends of a new link tell each other this first.
+struct Hello {
+  int32_t device = kHost;  // which this end's memory is on, in its own numbering; kHost: none registered so far
+  Bytes encode() const;
+  static Hello decode(ByteView body);  // throws Error(kUnavailable)
+};
+
+// How a region can be opened in another process.
+struct Key {
+  enum class Kind : uint8_t { kHandle, kPieces, kNone };
+  Kind kind = Kind::kNone;
+  ProcessId process{};
+  int32_t device = 0;            // the owner's ordinal
+  uint64_t offset = 0;           // of the region in its allocation, or in its first piece
+  uint64_t allocation = 0;       // bytes of the allocation
+  shim::CuIpcHandle handle{};    // kHandle
+  std::vector<uint64_t> pieces;  // kPieces: bytes of each, whose descriptors are asked for over the socket
+  std::string refusal;           // kNone: why
+
+  Bytes encode() const;
+  static Key decode(ByteView bytes);  // throws Error(kInvalid)
+};
+
+enum class Type : uint32_t {
+  kHello = 1,
+  kBegin,   // a batch's bytes are under way: its end will follow soon
+  kWant,    // region, from piece `batch` on: send me its descriptors
+  kPieces,  // region, from piece `batch` on: they come with this message; code not ok: they cannot be had
+  kRevoke,  // region: its owner wants it back; answer kRevoked when nothing of yours can write to it any more
+  kRevoked,
+  kEnd,  // batch, tagged, tag, tail: every byte of the batch is in place
+  kAck,  // batch, code
+};
+
+// The fixed part of every message; some are followed by bytes.
+struct Header {
+  Type type{};
+  uint32_t region = 0;
+  uint64_t batch = 0, tag = 0;
+  int32_t code = 0, native = 0;
+  uint32_t tagged = 0, reserved = 0;
+};
+static_assert(sizeof(Header) == 40 && std::is_trivially_copyable_v<Header>);
+
+}  // namespace pdxfer::transport::cuda_ipc

@@ -159,7 +159,7 @@ def check(
 
     with pdxfer.Engine() as here, pdxfer.Engine() as there:
         m = bare(ours.PdxKVManager, src, mla, pp)
-        m._pdx, m._work, m._transfer_s, m._torn_down = here, Work(), 30.0, False
+        m._pdx, m._work, m._transfer_s, m._torn_down, m._on_gpu = here, Work(), 30.0, False, False
         m._memory = MemoryTable(here, lambda pointer: "cpu")
         m._memory.add([a.ctypes.data for a in src.arrays()], [a.nbytes for a in src.arrays()])
         remote = MemoryTable(there, lambda pointer: "cpu")

@@ -68,6 +68,8 @@ class Chunk:
     is_last_chunk: bool
     prefill_aux_index: int | None = None
     staging_counted: bool = False
+    wait_event: Any = None
+    indices_event: Any = None
 
 
 @dataclasses.dataclass
@@ -113,18 +115,20 @@ class MooncakeKVManager:
         self.acked: list[int] = []
         self.statuses: list[tuple[int, int, str | None]] = []
         self.lost_servers: list[str] = []
+        self.rows_by_socket: list[tuple[int, int, int, int]] = []  # room, rows on both sides, rooms concluded before
         self.torn_down = 0
         self.session_failures: dict[str, int] = defaultdict(int)
         self.failed_sessions: set[str] = set()
         self.session_lock = threading.Lock()
         self.init_engine()
         self.register_buffer_to_engine()
-        self.transfer_queues = [FastQueue()]
+        self.transfer_queues = [FastQueue(), FastQueue()]
         self.workers: list[threading.Thread] = []
         if disaggregation_mode == DisaggregationMode.PREFILL:
-            worker = threading.Thread(target=self.transfer_worker, args=(self.transfer_queues[0], None), daemon=True)
-            worker.start()
-            self.workers.append(worker)
+            for queue in self.transfer_queues:
+                worker = threading.Thread(target=self.transfer_worker, args=(queue, None), daemon=True)
+                worker.start()
+                self.workers.append(worker)
 
     def init_engine(self) -> None:
         raise NotImplementedError
@@ -140,7 +144,8 @@ class MooncakeKVManager:
 
     def teardown(self) -> None:
         self.torn_down += 1
-        self.transfer_queues[0].put(None)
+        for queue in self.transfer_queues:
+            queue.put(None)
         for worker in self.workers:
             worker.join(5)
         self.deregister_buffer_to_engine()
@@ -230,6 +235,10 @@ class MooncakeKVManager:
     def send_aux(self, req: Any, prefill_aux_index: int, dst_aux_ptrs: list[int]) -> int:
         raise AssertionError("overridden")
 
+    def send_aux_tcp(self, req: Any, prefill_aux_index: int, dst_aux_ptrs: list[int]) -> int:
+        self.rows_by_socket.append((req.room, prefill_aux_index, req.dst_aux_index, len(self.statuses)))
+        return 0
+
     def transfer_worker(self, queue: Any, executor: Any, staging_buffer: Any = None, worker_index: int = 0) -> None:
         while True:
             chunk = queue.get()
@@ -245,6 +254,9 @@ class MooncakeKVManager:
         room = chunk.room
         self._staging_outstanding[room] += 1
         chunk.staging_counted = True
+        for event in (chunk.wait_event, chunk.indices_event):
+            if event is not None:
+                event.synchronize()
         if room not in self.request_status or self.check_status(room) == KVPoll.Failed:
             self._staging_outstanding.pop(room)
             self._maybe_ack_drained_abort(room)

@@ -38,9 +38,9 @@ class Pair:
         info = TransferInfo(room, self.session, np.array(dst_pages, np.int32), aux)
         self.prefill.transfer_infos[room] = {self.session: info}
 
-    def send(self, room: int, src_pages: list[int], start: int, last: bool, aux: int = 1) -> None:
+    def send(self, room: int, src_pages: list[int], start: int, last: bool, aux: int = 1, **events: Any) -> None:
         pages = np.array(src_pages, np.int32)
-        chunk = Chunk(room, pages, slice(start, start + len(pages)), last, aux if last else None)
+        chunk = Chunk(room, pages, slice(start, start + len(pages)), last, aux if last else None, **events)
         self.prefill.transfer_queues[0].put(chunk)
 
     def concluded(self, room: int) -> tuple[int, str | None]:
@@ -242,6 +242,98 @@ def test_an_abort_cancels_and_acknowledges_after_the_drain(
     pair.open(3, [6])
     pair.send(3, [4], 0, last=True)
     assert pair.concluded(3)[0] == KVPoll.Success
+
+
+def test_requests_to_one_decode_rank_move_at_once_and_chunks_of_one_in_order(pair: Pair) -> None:
+    pair.open(1, [5])
+    pair.send(1, [4], 0, last=True)
+    assert pair.concluded(1)[0] == KVPoll.Success
+    batch, engine = Stuck(stops=True), pair.prefill._pdx
+    pair.prefill._pdx = StuckEngine(engine, batch)
+    pair.open(2, [6, 7])
+    pair.send(2, [4], 0, last=False)
+    pair.send(2, [5], 1, last=True)
+    until(lambda: pair.prefill._staging_outstanding.get(2, 0) == 1)
+    pair.prefill._pdx = engine  # room 2's first chunk stays in flight
+    pair.open(3, [8])
+    pair.send(3, [9], 0, last=True)
+    assert pair.concluded(3)[0] == KVPoll.Success, "room 3 had to wait for room 2"
+    assert np.array_equal(pair.d.kv[0][8], pair.p.kv[0][9])
+    assert not pair.d.kv[0][7].any(), "a later chunk of room 2 overtook the one in flight"
+    assert not any(entry[0] == 2 for entry in pair.prefill.statuses)
+    pair.prefill.update_status(2, KVPoll.Failed)
+    assert pair.concluded(2)[0] == KVPoll.Failed
+
+
+class Event:
+    """What SGLang records on a CUDA stream: until it is waited for, its work is not done."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def synchronize(self) -> None:
+        self._work()
+
+
+def test_events_are_waited_for_before_pages_or_their_numbers_are_read(pair: Pair) -> None:
+    pair.open(1, [6])
+    numbers = np.full(1, 31, np.int32)
+    chunk = Chunk(1, numbers, slice(0, 1), True, 1)
+    chunk.indices_event = Event(lambda: numbers.fill(4))
+    chunk.wait_event = Event(lambda: pair.p.kv[0].fill(77))
+    pair.p.kv[0][31] = 99
+    pair.prefill.transfer_queues[0].put(chunk)
+    assert pair.concluded(1)[0] == KVPoll.Success
+    assert (pair.d.kv[0][6] == 77).all() and np.array_equal(pair.d.kv[1][6], pair.p.kv[1][4])
+
+
+def test_an_event_that_fails_ends_its_room_only(pair: Pair) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    pair.open(1, [6])
+    pair.send(1, [4], 0, last=True, wait_event=Event(broken))
+    status, reason = pair.concluded(1)
+    assert status == KVPoll.Failed and "illegal memory access" in str(reason)
+    assert 1 not in pair.prefill.poisoned
+    pair.open(3, [6])
+    pair.send(3, [4], 0, last=True)
+    assert pair.concluded(3)[0] == KVPoll.Success
+
+
+def test_a_link_without_host_memory_gets_the_row_by_the_control_socket_after_the_pages(pair: Pair) -> None:
+    pair.decode.engine.batch_deregister(pair.d.args.aux_data_ptrs)  # as a link between GPUs looks to the prefill rank
+    pair.prefill._on_gpu = True
+    until(lambda: pair.prefill._links.get(pair.session).find_region(pair.d.args.kv_data_ptrs[0], 1, 5.0))
+    until(lambda: len(pair.prefill._links.get(pair.session).regions) == len(pair.d.kv))
+    for room, src, dst in ((1, [4], [6]), (2, [], [])):  # the second has no page left, only its row
+        pair.open(room, dst)
+        pair.send(room, src, 0, last=True)
+        assert pair.concluded(room)[0] == KVPoll.Success
+    assert pair.prefill.rows_by_socket == [(1, 1, 3, 0), (2, 1, 3, 1)], "each once, before its room's Success"
+    assert np.array_equal(pair.d.kv[0][6], pair.p.kv[0][4])
+    assert not pair.d.aux[0].any()
+
+
+def test_a_link_with_host_memory_writes_the_row_itself_on_a_gpu_server_too(pair: Pair) -> None:
+    pair.prefill._on_gpu = True
+    pair.open(1, [6])
+    pair.send(1, [4], 0, last=True)
+    assert pair.concluded(1)[0] == KVPoll.Success
+    assert pair.prefill.rows_by_socket == [] and np.array_equal(pair.d.aux[0][3], pair.p.aux[0][1])
+
+
+def test_every_manager_has_an_engine_of_its_own(pair: Pair, manager: type[Any]) -> None:
+    ranks = [Rank(tp=2, rank=rank) for rank in range(2)]
+    args = types.SimpleNamespace(device="cpu")
+    more = [manager(rank.args, fake_sglang.DisaggregationMode.DECODE, args) for rank in ranks]
+    try:
+        assert len({m.get_session_id() for m in (*more, pair.decode, pair.prefill)}) == 4
+        for m, rank in zip(more, ranks, strict=True):
+            assert {r.pointer for r in m._memory.regions()} == {*rank.args.kv_data_ptrs, *rank.args.aux_data_ptrs}
+    finally:
+        for m in more:
+            m.teardown()
 
 
 def test_a_failed_room_stays_failed(pair: Pair) -> None:

@@ -38,7 +38,7 @@ def test_regions_are_registered_once_and_given_back_with_their_last_user(engine:
     base = pool.ctypes.data
     table = MemoryTable(engine, lambda pointer: "cpu")
     table.add([base, base, base + 256, base + 2048], [1024, 1024, 128, 0])
-    assert len(table) == 1 and table.total_bytes == 1024
+    assert len(table) == 1 and table.device_bytes() == {"cpu": 1024}
     region, offset = engine.find_region(base + 256, 128)
     assert (region.bytes, offset) == (1024, 256)
     generation = table.generation
@@ -54,7 +54,7 @@ def test_regions_are_registered_once_and_given_back_with_their_last_user(engine:
     table.remove([base + 2048, base, 12345])  # twice is harmless
     assert len(table) == 0
     table.add([base], [4096])  # and again, as after resuming memory
-    assert table.total_bytes == 4096
+    assert table.device_bytes() == {"cpu": 4096}
 
 
 def test_lists_of_unequal_length_are_refused(engine: Any) -> None:

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         def _send_kvcache_generic(self, *args: Any, **kwargs: Any) -> int: ...
         def send_kvcache_slice(self, *args: Any, **kwargs: Any) -> int: ...
         def _send_swa_state_slice(self, *args: Any, **kwargs: Any) -> int: ...
+        def send_aux_tcp(self, req: Any, prefill_aux_index: int, dst_aux_ptrs: Sequence[int]) -> int: ...
 else:
     _Sglang = object
 
@@ -82,6 +83,7 @@ class DataPath(_Sglang):
     _links: PeerLinks
     _work: Work
     _transfer_s: float
+    _on_gpu: bool
 
     def _move(self, session: str, plan: Any) -> None:
         """Move a plan and return when its bytes are visible. Raises TransferEnded when they will not be."""
@@ -291,11 +293,17 @@ class DataPath(_Sglang):
         return int(code)
 
     def send_aux(self, req: Any, prefill_aux_index: int, dst_aux_ptrs: list[int]) -> int:
-        """The metadata row, in one batch with what is left of the request: one round trip ends a transfer."""
+        """The metadata row, in one batch with what is left of the request: one round trip ends a transfer.
+
+        A link between GPUs carries device memory only, and the row lies in pageable host memory: then it follows what
+        is left over SGLang's control socket, before the Success that the same socket carries.
+        """
         session = req.mooncake_session_id
         lengths = self.kv_args.aux_item_lens
 
         def build(remote: Callable[..., Any]) -> Any:
+            if self._on_gpu and not self._reaches_host(session, dst_aux_ptrs):
+                return None
             # As SGLang: buffers pair by position, up to the shorter list.
             triples = zip(self.kv_args.aux_data_ptrs, dst_aux_ptrs, lengths, strict=False)
             rows = np.array([row for row in triples if row[2] > 0], dtype=np.int64).reshape(-1, 3)
@@ -303,9 +311,19 @@ class DataPath(_Sglang):
 
         found = self._pairing(session, ("aux", tuple(dst_aux_ptrs)), build)
         parts = self._work.pending.pop(str(session), [])
-        parts.append(_part(found, [prefill_aux_index], [req.dst_aux_index]))
-        self._move(session, pdxfer.make_plan(parts=parts))
-        return 0
+        if found is not None:
+            parts.append(_part(found, [prefill_aux_index], [req.dst_aux_index]))
+        if parts:
+            self._move(session, pdxfer.make_plan(parts=parts))
+        return 0 if found is not None else int(self.send_aux_tcp(req, prefill_aux_index, dst_aux_ptrs))
+
+    def _reaches_host(self, session: str, dst_aux_ptrs: Sequence[int]) -> bool:
+        """Does the link carry the decode rank's metadata rows? Its regions of a session are published together."""
+        peer = self._links.get(session)
+        for pointer in self.decode_kv_args_table[str(session)].dst_kv_ptrs[:1]:
+            peer.find_region(pointer, 1, 1.0)  # waits for regions that are on their way
+        first = next((p for p, n in zip(dst_aux_ptrs, self.kv_args.aux_item_lens, strict=False) if n > 0), None)
+        return first is None or any(r.pointer <= first < r.pointer + r.bytes for r in peer.regions)
 
     def _transfer_data(self, mooncake_session_id: str, transfer_blocks: Sequence[tuple[int, int, int]]) -> int:
         """Components without a factorised form: a recurrent state slot, a tail row. A few rows per request."""

@@ -41,6 +41,7 @@ _OVERRIDDEN: dict[str, tuple[str, ...]] = {
         "executor",
     ),
     "send_aux": ("req", "prefill_aux_index", "dst_aux_ptrs"),
+    "send_aux_tcp": ("req", "prefill_aux_index", "dst_aux_ptrs"),  # called, where a link carries no host memory
     "transfer_worker": ("queue", "executor", "staging_buffer", "worker_index"),
     "record_failure": ("bootstrap_room", "failure_reason"),
     "update_status": ("bootstrap_room", "status"),

@@ -2,8 +2,9 @@
 
 Built by the scheduler process on its main thread, once per role. Bootstrap, metadata, chunking, aborts, ACKs and
 heartbeats stay SGLang's (MooncakeKVManager); the methods that move bytes are replaced here. Transfers run on SGLang's
-worker threads, one chunk at a time each; the watch thread reports dead peers. Nothing raises out of a worker: whatever
-goes wrong ends one room, tells the decode side why, and the worker takes the next chunk.
+worker threads, one chunk at a time each, chunks of one room in order (`queues`); the watch thread reports dead peers.
+Nothing raises out of a worker: whatever goes wrong ends one room, tells the decode side why, and the worker takes the
+next chunk.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 import pdxfer
 from pdxfer.sglang import ib_device, wire
 from pdxfer.sglang.data_path import DataPath, TransferEnded, Work
+from pdxfer.sglang.devices import PointerDevices
 from pdxfer.sglang.links import PeerLinks, PrefillRanks, Watch
 from pdxfer.sglang.memory import MemoryTable
+from pdxfer.sglang.queues import RoomQueue, by_room
 from pdxfer.sglang.surface import EngineSurface
 
 logger = logging.getLogger(__name__)
@@ -75,19 +78,18 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
         self._work = Work()
         self._torn_down = False
         self._transfer_s = _transfer_bound()
-        self._device = f"cuda:{args.gpu_id}" if getattr(server_args, "device", "cuda") == "cuda" else "cpu"
+        self._on_gpu = str(getattr(server_args, "device", "cuda")).startswith("cuda")
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
         self._watch = Watch(self._look)
         self._watch.start()
         logger.info(
-            "pdxfer %s: %s rank %d, engine %s, %d regions, %.2f GiB on %s",
+            "pdxfer %s: %s rank %d, engine %s, %d regions, %s",
             pdxfer.__version__,
             disaggregation_mode.value,
             args.engine_rank,
             self._pdx.address,
             len(self._memory),
-            self._memory.total_bytes / 2**30,
-            self._device,
+            ", ".join(f"{n / 2**30:.2f} GiB on {device}" for device, n in sorted(self._memory.device_bytes().items())),
         )
 
     # ------------------------------------------------------------------ engine and memory
@@ -96,14 +98,11 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
         """Start this rank's engine. Called by the base constructor, after its control socket is bound."""
         chosen = "PDXFER_HOST" in os.environ  # by the user; else the address that SGLang gives its own sockets
         self._pdx = pdxfer.Engine(pdxfer.Config() if chosen else pdxfer.Config(host=str(self.local_ip).strip("[]")))
-        self._memory = MemoryTable(self._pdx, self._device_of)
+        self._memory = MemoryTable(self._pdx, PointerDevices(self._on_gpu))
         endpoint = wire.endpoint_of(self.local_ip, self.rank_port)
         self._links = PeerLinks(self._pdx, lambda: endpoint)
         self._prefill_ranks = PrefillRanks(self._pdx)
         self.engine = EngineSurface(self._pdx.address, self._memory, self._send_lists, self._links.get)
-
-    def _device_of(self, pointer: int) -> str:
-        return "cpu" if pointer in set(self.kv_args.aux_data_ptrs or []) else self._device
 
     @property
     def decode_kv_args_table(self) -> dict[str, Any]:
@@ -113,6 +112,15 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
     @decode_kv_args_table.setter
     def decode_kv_args_table(self, entries: dict[str, Any]) -> None:
         self._registrations = _Registrations(entries, lambda session: self._links.connect_soon(session))
+
+    @property
+    def transfer_queues(self) -> list[RoomQueue]:
+        """One queue per worker; the base class assigns them before it starts the workers."""
+        return self._room_queues
+
+    @transfer_queues.setter
+    def transfer_queues(self, queues: list[Any]) -> None:
+        self._room_queues = by_room(queues)
 
     def teardown(self) -> None:
         """Stop threads, close sockets and the engine. Idempotent; pool memory stays."""

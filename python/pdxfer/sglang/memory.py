@@ -22,6 +22,7 @@ class _Span:
 
     begin: int
     end: int
+    device: str
     region: Any
     pieces: dict[int, int] = field(default_factory=dict)  # pointer -> times registered
 
@@ -63,8 +64,9 @@ class MemoryTable:
         pieces = [(int(p), int(n)) for p, n in zip(pointers, lengths, strict=True) if int(n) > 0]
         fresh = [piece for piece in pieces if self._span_of(*piece) is None]
         for begin, end in merge_overlapping(fresh):
-            region = self._engine.register_memory((begin, end - begin, self._device_of(begin)))
-            self._spans.append(_Span(begin, end, region))
+            device = self._device_of(begin)
+            region = self._engine.register_memory((begin, end - begin, device))
+            self._spans.append(_Span(begin, end, device, region))
         for pointer, length in pieces:
             span = self._span_of(pointer, length)
             if span is not None:
@@ -92,10 +94,12 @@ class MemoryTable:
         """The engine's regions, as registered."""
         return [span.region for span in self._spans]
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes registered with the engine."""
-        return sum(span.end - span.begin for span in self._spans)
+    def device_bytes(self) -> dict[str, int]:
+        """Bytes registered with the engine, by device: ``"cpu"``, ``"cuda:N"``."""
+        found: dict[str, int] = {}
+        for span in self._spans:
+            found[span.device] = found.get(span.device, 0) + span.end - span.begin
+        return found
 
     def __len__(self) -> int:
         return len(self._spans)

@@ -16,7 +16,7 @@ import pytest
 
 import pdxfer
 
-TRANSPORTS = ["shm", "tcp"]
+TRANSPORTS = ["shm", "tcp"] if "RDMA_BED" not in os.environ else ["rdma"]  # tests/rdma/run
 SHM_PATHS = ["map", "cma", "staging"]
 
 

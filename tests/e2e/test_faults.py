@@ -23,7 +23,7 @@ OPTIONS = ("--page-size", "16", "--disable-overlap-schedule", "--disable-radix-c
 SLOW = {"PDXFER_FAULT": "throttle=100KB/s"}  # the long prompt's 600 KiB take six seconds
 LONG = client.prompts(lengths=(300,), seed=21)[0]
 BOUND_S = 5.0
-CYCLES = 20 if os.environ.get("PDXE2E_SUITE") == "full" else 2
+CYCLES = int(os.environ.get("PDXE2E_CYCLES") or (20 if os.environ.get("PDXE2E_SUITE") == "full" else 2))
 
 
 def under_way(pair: Pair, prompt: client.Tokens = LONG) -> client.Sent:

@@ -21,11 +21,13 @@ struct DeviceSlot {
 struct Divisor {
   unsigned int multiplier, shift, value;
 };
+#ifndef __CUDACC_RTC__  // NVRTC takes no host functions, and only the host prepares divisors
 constexpr Divisor divisor_of(unsigned int d) {
   unsigned int shift = 0;
   while ((1ull << shift) < d) ++shift;
   return {(unsigned int)(((1ull << (31 + shift)) + d - 1) / d), shift, d};
 }
+#endif
 
 // What the contiguous buffer stands for; see DeviceForm.
 constexpr unsigned int kSidePaged = 0, kSideGather = 1, kSideScatter = 2;

@@ -1,7 +1,7 @@
 """Fixtures: the installed SGLang versions, tiny models, and reference tokens of colocated servers.
 
-Environment (set by tests/e2e/run): PDXE2E_SGLANG, a comma list of VERSION=PYTHON; PDXE2E_SUITE, ci, full or quick. By hand: PDXE2E_CYCLES, kills per
-test of test_faults.
+Environment (set by tests/e2e/run): PDXE2E_SGLANG, a comma list of VERSION=PYTHON; PDXE2E_SUITE, ci, full or quick.
+By hand: PDXE2E_CYCLES, kills per test of test_faults.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdxfer.bench import ceiling, movers, remote
+from pdxfer.bench import ceiling, movers, session
 from pdxfer.bench.ceiling import MemcpyCeiling, SharedTarget, StreamCeiling, StreamSink
 from pdxfer.bench.channel import Channel
 from pdxfer.bench.errors import BenchError, EndGone
@@ -112,12 +112,12 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 def channel() -> Iterator[Channel]:
     """A channel to a receiving end in a thread of this process."""
     ours, theirs = socket.socketpair()
-    session = remote.Session(Channel(theirs, "the sending end"))
+    served = session.Session(Channel(theirs, "the sending end"))
 
     def serve() -> None:
         with contextlib.suppress(EndGone):
-            session.serve()
-        session.close()
+            served.serve()
+        served.close()
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -448,3 +448,28 @@ def test_an_interrupted_run_keeps_its_rows(number: signal.Signals, tmp_path: Pat
     assert "interrupted" in err and "Traceback" not in err
     assert "Qwen2.5-7B p1 random" in out
     assert [row["pattern"] for row in json.loads(path.read_text())] == ["random"]
+
+
+def test_studies_are_rows_of_their_own(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    options = ["--transport", "shm", "--page-size", "1", "--tokens", "64", "--repeats", "3", "--no-ceiling"]
+    command = [sys.executable, "-m", "pdxfer.bench", *options, "--study", "latency,duplex", "--json", str(rows)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    studied = [row for row in json.loads(rows.read_text()) if row.get("study")]
+    latency = [row for row in studied if row["study"] == "latency"]
+    assert [row["tokens"] for row in latency] == [1, 16, 128] and all(row["verified"] for row in studied)
+    assert all(0 < row["notified_us"]["p50"] <= row["call_to_notified_us"]["p99"] for row in latency)
+    (both,) = (row for row in studied if row["study"] == "duplex")
+    assert both["forward_gbps"] > 0 and both["back_gbps"] > 0
+    assert "both ways" in ran.stdout and "submit to notified" in ran.stdout
+
+
+def test_a_study_that_fails_is_a_failed_row(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    options = ["--transport", "shm", "--page-size", "1", "--tokens", "64", "--repeats", "3", "--no-ceiling"]
+    command = [sys.executable, "-m", "pdxfer.bench", *options, "--study", "interference", "--json", str(rows)]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # no GPU to compute on, with torch or without
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, env=hidden)
+    (study,) = (row for row in json.loads(rows.read_text()) if row.get("study"))
+    assert study["failed"] and "FAILED" in ran.stdout

@@ -152,7 +152,7 @@ def test_options_multiply() -> None:
         shapes_of(parser().parse_args(["--raw", "4096", "--tp", "2:1"]))
     with pytest.raises(BenchError, match="SRC:DST"):
         shapes_of(parser().parse_args(["--tp", "2"]))
-    with pytest.raises(BenchError, match="expected shm, tcp, rdma or auto"):
+    with pytest.raises(BenchError, match="expected shm, tcp, rdma, auto"):
         transports_of(parser().parse_args(["--transport", "nccl"]))
 
 

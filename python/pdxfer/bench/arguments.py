@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pdxfer.bench.errors import BenchError
-from pdxfer.bench.movers import PEERS
+from pdxfer.bench.movers import DEVICE_PEERS
 from pdxfer.bench.workloads import MODELS, PATTERNS, RAW, Workload, check, find_model, shrunk
 
 POOL_FACTOR = 4.0  # tokens in a pool per token that moves
+STUDIES = ("latency", "duplex", "interference")  # bench/studies.py
+DEVICE_POOL_FACTOR = 2.0  # every byte of a GPU's pool is copied back for verification
 LEAST_FACTOR = 1.25
 SHARE = 0.7  # of the available memory
 TARGET = {"tcp": 64_000_000, "rdma": 64_000_000}  # bytes of a row, at most
@@ -21,6 +23,7 @@ _EPILOG = """examples:
   pdxfer bench --model Llama-3.1-70B --page-size 16 --pattern busy-decode --transport shm
   pdxfer bench --raw 4096 --json rows.json --plot rows.png
   pdxfer bench --peer all                             the same pages through NIXL and Mooncake
+  pdxfer bench --memory device --peer all             two GPUs of this machine, every library
   pdxfer bench --listen 0.0.0.0:4790 --secret S       on the receiving machine, then on the sending one:
   pdxfer bench --connect 10.0.0.2:4790 --secret S --transport tcp"""
 
@@ -74,8 +77,15 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--tp", default="1:1", metavar="SRC:DST", help="tensor-parallel sizes; one sending rank (1:1)")
     how = out.add_argument_group("how")
     how.add_argument(
-        "--transport", type=_list, metavar="T[,T]", help="shm, tcp, rdma, auto (shm,tcp; with --connect: auto)"
+        "--transport",
+        type=_list,
+        metavar="T[,T]",
+        help="shm, tcp, rdma, cuda_ipc, auto (shm,tcp; with --connect: auto; of device memory: cuda_ipc)",
     )
+    how.add_argument("--memory", choices=("host", "device"), default="host", help="where the pools are (host)")
+    how.add_argument("--device", default="0:1", metavar="SRC:DST", help="GPU of either end (0:1)")
+    how.add_argument("--isolate", action="store_true", help="each end sees its own GPU alone (CUDA_VISIBLE_DEVICES)")
+    how.add_argument("--sm-budget", type=_integers, metavar="N[,N]", help="thread blocks of a GPU's copies, rows each")
     how.add_argument("--shm-path", help="how shm reaches the other process: auto, map, cma, staging")
     how.add_argument("--tcp-streams", type=_positive, metavar="N", help="connections per tcp peer")
     how.add_argument("--copy-threads", type=_positive, metavar="N", help="threads of host copies")
@@ -84,7 +94,10 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--row-seconds", type=float, default=10.0, metavar="S", help="fewer repeats after S (10)")
     how.add_argument("--no-verify", action="store_true", help="do not look at what arrived")
     how.add_argument("--no-ceiling", action="store_true", help="do not measure memcpy or raw sockets")
-    how.add_argument("--peer", action="append", default=[], choices=[*PEERS, "all"], help="also through that library")
+    how.add_argument(
+        "--peer", action="append", default=[], choices=[*DEVICE_PEERS, "all"], help="also through that library"
+    )
+    how.add_argument("--study", type=_list, default=[], metavar="S[,S]", help=f"also: {', '.join(STUDIES)}, or all")
     how.add_argument("--seed", type=int, default=1, help="of contents and page lists (1)")
     result = out.add_argument_group("results")
     result.add_argument("--json", metavar="FILE", help="write the rows")
@@ -114,6 +127,15 @@ def _size(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text}: expected a size such as 4096 or 64KiB")
 
 
+def studies_of(args: argparse.Namespace) -> list[str]:
+    for name in args.study:
+        if name not in (*STUDIES, "all"):
+            raise BenchError(f"--study {name}: expected {', '.join(STUDIES)} or all")
+    if args.study and args.connect:
+        raise BenchError("--study compares clocks of both ends: it needs them on one machine, without --connect")
+    return list(STUDIES) if "all" in args.study else list(dict.fromkeys(args.study))
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """Fields for pdxfer.Config that the command line gives."""
     fields: dict[str, str] = {}
@@ -129,11 +151,31 @@ def settings_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def transports_of(args: argparse.Namespace) -> list[str]:
-    names = args.transport or (["auto"] if args.connect else ["shm", "tcp"])
+    usual = ["cuda_ipc"] if args.memory == "device" else ["shm", "tcp"]
+    names = args.transport or (["auto"] if args.connect else usual)
+    known = ("shm", "tcp", "rdma", "cuda_ipc", "auto") if args.memory == "device" else ("shm", "tcp", "rdma", "auto")
     for name in names:
-        if name not in ("shm", "tcp", "rdma", "auto"):
-            raise BenchError(f"--transport {name}: expected shm, tcp, rdma or auto")
+        if name not in known:
+            raise BenchError(f"--transport {name}: expected {', '.join(known)} for {args.memory} memory")
     return list(dict.fromkeys(names))
+
+
+def devices_of(args: argparse.Namespace) -> tuple[int, int]:
+    """The GPUs of the sending and the receiving end."""
+    src, colon, dst = args.device.partition(":")
+    if not (colon and src.isdigit() and dst.isdigit()):
+        raise BenchError(f"--device {args.device}: expected SRC:DST such as 0:1")
+    if args.memory != "device" and (args.isolate or args.sm_budget):
+        raise BenchError("--isolate and --sm-budget go with --memory device")
+    return int(src), int(dst)
+
+
+def with_budget(settings: dict[str, str], budget: int | None) -> dict[str, str]:
+    """The settings with that many thread blocks for copies on a GPU."""
+    if budget is None:
+        return settings
+    options = [part for part in settings.get("cuda", "").split(",") if part and not part.startswith("sm_budget=")]
+    return {**settings, "cuda": ",".join([*options, f"sm_budget={budget}"])}
 
 
 def shapes_of(args: argparse.Namespace) -> list[Shape]:
@@ -203,8 +245,9 @@ def workloads(
         members = [s for s in shapes if (s.model, s.raw_bytes, s.src_tp, s.dst_tp) == family]
         wanted = {(t, s): _tokens(s, t, args.tokens) for t in transports for s in members}
         largest = max(wanted.values())
-        factor, tokens = _fit(members[0], largest, memory, max(s.page_size for s in members))
-        if (factor, tokens) != (POOL_FACTOR, largest):
+        most = POOL_FACTOR if args.memory == "host" else DEVICE_POOL_FACTOR
+        factor, tokens = _fit(members[0], largest, memory, max(s.page_size for s in members), most)
+        if (factor, tokens) != (most, largest):
             name = members[0].model if members[0].model != RAW else f"raw {members[0].raw_bytes}"
             less = f"{tokens} tokens instead of {largest}, " if tokens < largest else ""
             notes.append(f"{name}: {less}pools of {factor:g} times that, to fit the available memory")
@@ -220,11 +263,11 @@ def workloads(
     return out, notes
 
 
-def _fit(shape: Shape, tokens: int, memory: Memory, unit: int) -> tuple[float, int]:
+def _fit(shape: Shape, tokens: int, memory: Memory, unit: int, most: float) -> tuple[float, int]:
     """The pool factor and the number of tokens that fit: smaller pools first, then fewer tokens."""
     moved, source, target = _token_bytes(shape)
     while True:
-        for factor in (POOL_FACTOR, 2.0, LEAST_FACTOR):
+        for factor in (f for f in (POOL_FACTOR, 2.0, LEAST_FACTOR) if f <= most):
             # the pools, the content block of both ends (one buffer each, at most a pool), the ceiling's mapping
             pool = int(tokens * factor)
             extra = source * pool if shape.model == RAW else source * pool // 16

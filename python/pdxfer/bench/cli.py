@@ -11,16 +11,28 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pdxfer import __version__
-from pdxfer.bench.arguments import Memory, parser, settings_of, transports_of, workloads
-from pdxfer.bench.channel import listen, welcome
-from pdxfer.bench.errors import BenchError
+from pdxfer.bench import studies
+from pdxfer.bench.arguments import (
+    Memory,
+    devices_of,
+    parser,
+    settings_of,
+    studies_of,
+    transports_of,
+    with_budget,
+    workloads,
+)
+from pdxfer.bench.channel import Channel, listen, welcome
+from pdxfer.bench.cuda import Cuda
+from pdxfer.bench.errors import BenchError, describe
 from pdxfer.bench.memory import available_memory
-from pdxfer.bench.movers import PEERS, Options
+from pdxfer.bench.movers import DEVICE_PEERS, PEERS, Options, Path
 from pdxfer.bench.progress import Progress
 from pdxfer.bench.remote import spawn
 from pdxfer.bench.report import JsonFile, table
-from pdxfer.bench.runner import Row, Runner, Settings
-from pdxfer.bench.worker import Job, missing, open_channel, run_peer, stop
+from pdxfer.bench.runner import Row, Runner, Settings, failed_figures
+from pdxfer.bench.study_session import StudySession
+from pdxfer.bench.worker import RECEIVER_DEVICES, Job, missing, open_channel, run_peer, stop
 from pdxfer.bench.workloads import Workload
 
 PEER_REPEATS, PEER_ROW_SECONDS = 9, 8.0
@@ -92,7 +104,11 @@ def _measure(args: argparse.Namespace) -> int:
 
         plot.require(args.plot)
     transports, config = transports_of(args), settings_of(args)
-    libraries = list(dict.fromkeys(name for peer in args.peer for name in (PEERS if peer == "all" else [peer])))
+    known = DEVICE_PEERS if args.memory == "device" else PEERS
+    for name in args.peer:
+        if name not in (*known, "all"):
+            raise BenchError(f"--peer {name}: moves device memory alone, give --memory device")
+    libraries = list(dict.fromkeys(name for peer in args.peer for name in (known if peer == "all" else [peer])))
     json_file = JsonFile(args.json) if args.json else None
     rows: list[Row] = []
     interrupted = False
@@ -107,13 +123,17 @@ def _measure(args: argparse.Namespace) -> int:
                 raise
             print(f"pdxfer bench: {error}; rows so far:", file=sys.stderr)
             interrupted = True
-        print(table(rows), flush=True)
+        studied = [row for row in rows if row.get("study")]
+        measured = [row for row in rows if not row.get("study")]
+        print(table(measured), flush=True)
+        if studied:
+            print(f"\n{studies.text(studied)}", flush=True)
         if args.no_verify:
             _loudly("NOT VERIFIED: --no-verify was given, nobody looked at what arrived")
         if json_file:
             json_file.write(rows)
-        if args.plot and rows:
-            plot.draw(rows, args.plot)
+        if args.plot and measured:
+            plot.draw(measured, args.plot)
     finally:
         if json_file:
             json_file.discard()
@@ -123,7 +143,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _all_right(rows: list[Row], verified: bool) -> bool:
-    own = [row for row in rows if not row["peer"]]
+    own = [row for row in rows if not row["peer"] and row.get("study") != "interference"]
     return bool(own) and all(not row["failed"] and (row["verified"] or not verified) for row in own)
 
 
@@ -136,6 +156,7 @@ def _collect(
     args: argparse.Namespace, transports: list[str], config: dict[str, str], libraries: list[str], rows: list[Row]
 ) -> None:
     """Fill `rows`: pdxfer's own first, then each library's. Rows are there as soon as they are measured."""
+    chosen = studies_of(args)
     secret = _secret(args) or ("" if args.connect else secrets.token_hex(16))
     settings = Settings(
         repeats=args.repeats,
@@ -144,25 +165,30 @@ def _collect(
         verify=not args.no_verify,
         ceiling=not args.no_ceiling,
     )
-    options = [Options(transport, config, secret=secret) for transport in transports]
+    options = _options(args, transports, config, secret)
     channel, process = open_channel(options[0], args.connect, __version__)
     try:
-        sender, receiver = available_memory(), int(channel.call("hello")["available"])
-        works, notes = workloads(args, transports, Memory(sender, receiver if args.connect else None))
+        works, notes = workloads(args, transports, _memory(args, options[0], channel))
         usable = [name for name in libraries if not missing(name)]
-        progress = Progress(sum(len(w) for t in transports for w in [works[t]] * (1 + _uses(usable, t, transports))))
+        budgets = len(args.sm_budget or [None])
+        total = sum(len(works[t]) * (budgets + _uses(usable, t, args.memory, transports)) for t in transports)
+        progress = Progress(total)
         for note in notes + [why for why in map(missing, libraries) if why]:
             progress.note(note)
         if not settings.verify:
             _loudly("--no-verify: nobody will look at what arrives")
-        _own_rows(Runner(channel, settings, _stepper(progress, "")), options, works, rows, progress)
+        runner = Runner(channel, settings, _stepper(progress, ""))
+        _own_rows(runner, options, works, rows, progress)
+        for name in chosen:
+            _study(name, runner, channel, options, works, rows)
+        runner.goodbye()
     finally:
         channel.close()
         stop(process)
     peer_settings = Settings(min(PEER_REPEATS, args.repeats), 3, 1, PEER_ROW_SECONDS, settings.verify, settings.ceiling)
     for name in usable:
-        for option in options:
-            if not _uses([name], option.transport, transports):
+        for option in options[:: len(args.sm_budget or [None])]:
+            if not _uses([name], option.transport, args.memory, transports):
                 continue
             job = Job(name, option, peer_settings, works[option.transport], args.connect, __version__)
             for row in run_peer(job, _stepper(progress, f"{name} "), progress.note):
@@ -171,9 +197,70 @@ def _collect(
     progress.finish()
 
 
-def _uses(libraries: list[str], transport: str, transports: list[str]) -> int:
-    """How many of the libraries run for this transport. Mooncake has TCP and RDMA, so shm rows are not given to it."""
+def _options(args: argparse.Namespace, transports: list[str], config: dict[str, str], secret: str) -> list[Options]:
+    """What engines are to be made: one per transport and SM budget."""
+    source, target = devices_of(args)
+    if args.isolate:
+        # Before anything in this process asks the driver. A set that was given from outside is what is counted in.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(max(source, target) + 1)]
+        if max(source, target) >= len(names):
+            raise BenchError(f"--device {args.device}: CUDA_VISIBLE_DEVICES={visible} has {len(names)}")
+        os.environ["CUDA_VISIBLE_DEVICES"], os.environ[RECEIVER_DEVICES] = names[source], names[target]
+        source, target = 0, 0
+    return [
+        Options(
+            transport,
+            with_budget(config, budget),
+            secret=secret,
+            memory=args.memory,
+            device=source,
+            remote_device=target,
+            isolate=args.isolate,
+        )
+        for transport in transports
+        for budget in args.sm_budget or [None]
+    ]
+
+
+def _memory(args: argparse.Namespace, options: Options, channel: Channel) -> Memory:
+    """What the pools may use: of the two GPUs, or of the machines."""
+    if options.memory == "device":
+        here, there = Cuda(options.device), channel.call("device", ordinal=options.remote_device)
+        shared = options.device == options.remote_device and not options.isolate
+        return Memory(here.memory()[0], None if shared else int(there["free"]))
+    sender, receiver = available_memory(), int(channel.call("hello")["available"])
+    return Memory(sender, receiver if args.connect else None)
+
+
+def _uses(libraries: list[str], transport: str, memory: str, transports: list[str]) -> int:
+    """How many of the libraries run for this transport.
+
+    On host memory Mooncake has TCP and RDMA, so shm rows are not given to it; NCCL and the driver's copies: NVLink.
+    """
+    if memory == "device":
+        return sum(transport == "cuda_ipc" or name in ("nixl", "mooncake") for name in libraries)
     return sum(name != "mooncake" or transport in ("tcp", "rdma") or "tcp" not in transports for name in libraries)
+
+
+def _study(
+    name: str,
+    runner: Runner,
+    channel: Channel,
+    options: list[Options],
+    works: dict[str, list[Workload]],
+    rows: list[Row],
+) -> None:
+    """One study with the first workload of every transport and budget."""
+    for option in options:
+        study = studies.Studies(runner, channel, StudySession(channel))
+        work = works[option.transport][0]
+        try:
+            rows.extend(study.run(name, option, work))
+        except Exception as error:
+            runner.require_receiver(error)
+            head = runner.head("pdxfer", Path(option.transport, ""), option, work)
+            rows.append(head | failed_figures(describe(error)) | {"study": name})
 
 
 def _stepper(progress: Progress, prefix: str) -> Callable[[Workload, float], None]:
@@ -191,7 +278,6 @@ def _own_rows(
             for row in runner.run("pdxfer", option, mine):
                 rows.append(row)
                 progress.row_done()
-    runner.goodbye()
     # Tables read better in the order in which rows were asked for.
     order = [(option.transport, work.label) for option in options for work in works[option.transport]]
     rows.sort(key=lambda row: next((i for i, (_, label) in enumerate(order) if label == row["label"]), len(order)))

@@ -1,4 +1,4 @@
-"""The pools of both ends: allocation within what the machine has, source content and guard content.
+"""The pools of both ends, in host or GPU memory: allocation, source content and guard content.
 
 Every buffer is its own allocation, as a serving engine allocates one tensor per layer. Source content is one block of
 seeded random bytes, rotated by a different amount in every buffer: both ends can make it without talking, and a page
@@ -10,14 +10,19 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pdxfer.bench.cuda import Cuda, DeviceBuffer
 from pdxfer.bench.errors import BenchError
 
 ByteArray = npt.NDArray[np.uint8]
+Buffer: TypeAlias = "ByteArray | DeviceBuffer"
+Pool: TypeAlias = "Sequence[Buffer]"
 
 GUARD = 0xA5
 ROTATION = 4099  # bytes between the starts of two buffers' content: prime, so no page size divides it
@@ -60,16 +65,28 @@ class Content:
         return self._block[buffer * ROTATION : buffer * ROTATION + self._bytes]
 
 
-def allocate(buffers: int, buffer_bytes: int) -> list[ByteArray]:
-    """That many buffers of that many bytes, unwritten.
+def allocate(buffers: int, buffer_bytes: int, cuda: Cuda | None = None) -> Pool:
+    """That many buffers of that many bytes, unwritten: on the GPU `cuda`, or in host memory.
 
     Raises:
         BenchError: the machine does not have them; nothing stays allocated.
     """
+    if cuda is not None:
+        return [cuda.allocate(buffer_bytes) for _ in range(buffers)]
     need, have = buffers * buffer_bytes, available_memory()
     if need > have:
         raise BenchError(f"a pool of {need >> 20} MiB does not fit the {have >> 20} MiB available; lower --tokens")
     return [_buffer(buffer_bytes) for _ in range(buffers)]
+
+
+def host_buffers(pool: Pool) -> list[ByteArray]:
+    """The pool's buffers that are host memory."""
+    return [buffer for buffer in pool if not isinstance(buffer, DeviceBuffer)]
+
+
+def address_of(buffer: Buffer) -> int:
+    """The address that libraries are given."""
+    return buffer.pointer if isinstance(buffer, DeviceBuffer) else int(buffer.ctypes.data)
 
 
 def _buffer(count: int) -> ByteArray:
@@ -81,14 +98,20 @@ def _buffer(count: int) -> ByteArray:
     return np.frombuffer(pages, dtype=np.uint8, count=count, offset=_MALLOC_OFFSET)
 
 
-def fill_source(pool: list[ByteArray], content: Content) -> None:
+def fill_source(pool: Pool, content: Content) -> None:
     for index, buffer in enumerate(pool):
-        np.copyto(buffer, content.of(index))
+        if isinstance(buffer, DeviceBuffer):
+            buffer.cuda.upload(buffer.pointer, content.of(index))
+        else:
+            np.copyto(buffer, content.of(index))
 
 
-def fill_guard(pool: list[ByteArray]) -> None:
+def fill_guard(pool: Sequence[Buffer]) -> None:
     for buffer in pool:
-        buffer.fill(GUARD)
+        if isinstance(buffer, DeviceBuffer):
+            buffer.cuda.fill(buffer.pointer, GUARD, buffer.nbytes)
+        else:
+            buffer.fill(GUARD)
 
 
 def machine() -> dict[str, object]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pdxfer.bench.errors import BenchError
-from pdxfer.bench.memory import ByteArray
+from pdxfer.bench.memory import Pool
 from pdxfer.bench.workloads import Geometry, Pages
 
 
@@ -20,10 +20,14 @@ from pdxfer.bench.workloads import Geometry, Pages
 class Options:
     """How a library is to be set up; travels to the other end as JSON."""
 
-    transport: str  # shm | tcp | rdma | auto
+    transport: str  # shm | tcp | rdma | cuda_ipc | auto
     settings: dict[str, str] = field(default_factory=dict)  # pdxfer.Config fields
     host: str = "127.0.0.1"  # where this end can be reached by the other
     secret: str = ""
+    memory: str = "host"  # host | device
+    device: int = 0  # this end's GPU, as this process counts them
+    remote_device: int = 1  # the other end's, as that process counts them
+    isolate: bool = False  # each process sees its own GPU alone
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Path:
 class Sender(Protocol):
     """The end that writes. Throws what the library throws; the runner turns it into a failed row."""
 
-    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
+    def connect(self, pool: Pool, remote: dict[str, Any]) -> None:
         """Register the source pool and connect to the receiver, of which `remote` is what its `open` returned."""
 
     def path(self) -> Path:
@@ -64,9 +68,9 @@ class Sender(Protocol):
 
 
 class Receiver(Protocol):
-    """The end that is written to."""
+    """The end that is written to. One that has to take part in a transfer is told the pages by `prepare(...)`, too."""
 
-    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
+    def open(self, pool: Pool) -> dict[str, Any]:
         """Register the destination pool; returns what the sender needs, as JSON."""
 
     def arrived(self, number: int) -> None:
@@ -90,8 +94,11 @@ MOVERS = {
     "pdxfer": ("pdxfer.bench.own", "pip install pdxfer"),
     "nixl": ("pdxfer.bench.peers.nixl", "pip install --no-deps nixl nixl-cu13"),
     "mooncake": ("pdxfer.bench.peers.mooncake", "pip install mooncake-transfer-engine-non-cuda"),
+    "nccl": ("pdxfer.bench.peers.nccl", "pip install torch"),
+    "memcpy-batch": ("pdxfer.bench.peers.memcpy_batch", "a CUDA driver of 13.0 or later"),
 }
 PEERS = ("nixl", "mooncake")
+DEVICE_PEERS = ("nixl", "mooncake", "nccl", "memcpy-batch")  # libraries that move GPU memory
 
 
 def make_sender(library: str, options: Options) -> Sender:

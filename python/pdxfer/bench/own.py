@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import pdxfer
+from pdxfer.bench.cuda import DeviceBuffer
 from pdxfer.bench.errors import BenchError
-from pdxfer.bench.memory import ByteArray
+from pdxfer.bench.memory import Buffer, Pool, address_of
 from pdxfer.bench.movers import Options, Path
 from pdxfer.bench.workloads import Geometry, Pages
 
@@ -39,6 +40,13 @@ def make_config(options: Options) -> pdxfer.Config:
     return config
 
 
+def registrable(buffer: Buffer) -> object:
+    """What `Engine.register_memory` takes."""
+    if isinstance(buffer, DeviceBuffer):
+        return (buffer.pointer, buffer.nbytes, f"cuda:{buffer.cuda.ordinal}")
+    return buffer
+
+
 class OwnSender:
     def __init__(self, options: Options) -> None:
         config = make_config(options)
@@ -50,8 +58,8 @@ class OwnSender:
         self._pairing: pdxfer.Pairing | None = None
         self._pages: tuple[Pages, Pages] | None = None
 
-    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
-        self._regions = [(self._engine.register_memory(buffer).id, 0) for buffer in pool]
+    def connect(self, pool: Pool, remote: dict[str, Any]) -> None:
+        self._regions = [(self._engine.register_memory(registrable(buffer)).id, 0) for buffer in pool]
         self._peer = self._engine.connect(remote["address"], timeout=CONNECT_SECONDS)
         self._remote = []
         for pointer, size in remote["buffers"]:
@@ -113,12 +121,12 @@ class OwnReceiver:
         self._engine = pdxfer.Engine(make_config(options))
         self._arrived: set[int] = set()
 
-    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
+    def open(self, pool: Pool) -> dict[str, Any]:
         for buffer in pool:
-            self._engine.register_memory(buffer)
+            self._engine.register_memory(registrable(buffer))
         return {
             "address": self._engine.address,
-            "buffers": [(buffer.ctypes.data, buffer.nbytes) for buffer in pool],
+            "buffers": [(address_of(buffer), buffer.nbytes) for buffer in pool],
         }
 
     def arrived(self, number: int) -> None:
@@ -131,6 +139,25 @@ class OwnReceiver:
             if time.monotonic() > deadline:
                 raise BenchError(f"no notice of arrival within {NOTICE_SECONDS:g} s of the sender's completion")
             time.sleep(0)
+
+    def watch(self, first: int, count: int) -> list[int]:
+        """time.monotonic_ns() of each arrival of transfers `first` and up, polled for without a pause.
+
+        Raises:
+            BenchError: one failed, or they did not all come.
+        """
+        at: dict[int, int] = {}
+        deadline = time.monotonic() + TRANSFER_SECONDS
+        while len(at) < count:
+            arrivals = self._engine.poll()
+            now = time.monotonic_ns()
+            for arrival in arrivals:
+                if not arrival.ok:
+                    raise BenchError(f"the receiver was told of a failed transfer: {arrival.status}")
+                at[arrival.tag - _TAG] = now
+            if now > deadline * 1e9:
+                raise BenchError(f"{len(at)} of {count} arrivals within {TRANSFER_SECONDS:g} s")
+        return [at[number] for number in range(first, first + count)]
 
     def close(self) -> None:
         self._engine.close()

@@ -13,7 +13,7 @@ from typing import Any
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.report import Row, arrange, pair_key
 
-_COLOURS = {"pdxfer": "#1f6fb4", "nixl": "#7fb800", "mooncake": "#f0a202"}
+_COLOURS = {"pdxfer": "#1f6fb4", "nixl": "#7fb800", "mooncake": "#f0a202", "nccl": "#8e6bbf", "memcpy-batch": "#9aa3ab"}
 _INK, _FAINT, _CEILING = "#22272e", "#6b737c", "#c0392b"
 _BAR = 0.26  # inches of one bar
 
@@ -53,8 +53,11 @@ def draw(rows: list[Row], path: str) -> None:
         handles, [*_libraries(rows), "ceiling"], loc="lower center", ncols=len(handles), frameon=False, fontsize=9
     )
     machine = rows[0]["machine"]
+    where = (
+        f"two {rows[0]['gpu']}" if rows[0].get("gpu") else f"host memory, {machine['cpu']}, {machine['cores']} cores"
+    )
     figure.suptitle(
-        f"KV pages between two processes, host memory, {machine['cpu']}, {machine['cores']} cores",
+        f"KV pages between two processes, {where}",
         fontsize=11,
         color=_INK,
     )
@@ -101,7 +104,7 @@ def _panel(axis: Any, transport: str, panel: list[tuple[Row, list[Row]]]) -> Non
                 zorder=3,
             )
         ticks.append(place + (len(group) - 1) / 2)
-        names.append(row["label"])
+        names.append(row["label"] + (f", {row['sm_budget']} blocks" if row.get("sm_budget") else ""))
         place += len(group) + 0.8
     axis.set_yticks(ticks, names, fontsize=9, color=_INK)
     axis.margins(y=0.02)

@@ -32,7 +32,7 @@ _NAME = WIDTH - sum(width for _, width in _COLUMNS) - 12
 
 def pair_key(row: Row) -> tuple[Any, ...]:
     """Rows with the same key moved the same pages over the same kind of path."""
-    return (row["transport"], row["label"], row["tokens"], row["bytes"])
+    return (row["transport"], row["label"], row["tokens"], row["bytes"], row.get("sm_budget"))
 
 
 def arrange(rows: list[Row]) -> list[Row]:
@@ -82,6 +82,8 @@ def _lines(row: Row) -> list[str]:
     name = f"  {row['peer']}" if row["peer"] else f"{row['label']} ({row['pairs']} x {row['runs']})"
     if row["peer"] and row.get("note"):
         name += f", {row['note']}"
+    if not row["peer"] and row.get("sm_budget"):
+        name += f", {row['sm_budget']} blocks"
     if row["failed"]:
         return _wrapped(f"{name}: FAILED: {row['failed']}", indent="      ")
     checked = "yes" if row["verified"] else ("WRONG" if row["wrong"] else "NO")

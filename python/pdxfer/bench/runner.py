@@ -6,23 +6,26 @@ receiver looks at its sample. After the repeats the receiver looks at every byte
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pdxfer.bench.ceiling import MemcpyCeiling, StreamCeiling
 from pdxfer.bench.channel import Channel
-from pdxfer.bench.errors import BenchError
-from pdxfer.bench.memory import ByteArray, Content, allocate, fill_source, machine
+from pdxfer.bench.cuda import Cuda
+from pdxfer.bench.device_ceiling import PeerCopyCeiling, PinnedCopyCeiling, host_source
+from pdxfer.bench.errors import BenchError, describe
+from pdxfer.bench.memory import Content, Pool, allocate, fill_source, host_buffers, machine
 from pdxfer.bench.movers import Options, Path, Sender, make_sender
-from pdxfer.bench.remote import describe
 from pdxfer.bench.workloads import RAW, Geometry, Workload, joint_runs, make_pages, pages_digest
 
 Row = dict[str, Any]
+Ceiling: TypeAlias = "MemcpyCeiling | StreamCeiling | PeerCopyCeiling | PinnedCopyCeiling"
 POOL_SECONDS = 120.0  # to allocate and fill a pool of many GiB
 VERIFY_SECONDS = 300.0
 
@@ -37,6 +40,15 @@ class Settings:
     row_seconds: float = 10.0
     verify: bool = True
     ceiling: bool = True
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A connected sender, its path, and `verify()`: what is wrong with every byte at the receiver, or None."""
+
+    sender: Sender
+    path: Path
+    verify: Callable[[], str | None]
 
 
 @dataclass
@@ -58,8 +70,9 @@ class Runner:
         self._channel = channel
         self._settings = settings
         self._step = step
-        self._pool: list[ByteArray] = []
+        self._pool: Pool = []
         self._pool_key: tuple[Any, ...] | None = None
+        self.cuda: Cuda | None = None
         self.machine = machine()
         hello = channel.call("hello")
         self._same_host = hello["machine"] == self.machine
@@ -76,12 +89,12 @@ class Runner:
         while left:
             self._step(left[0], 0.0)
             try:
-                self._make_pools(left[0])
+                self._make_pools(options, left[0])
                 sender = self._open(library, options)
             except ImportError:
                 raise
             except Exception as error:
-                self._require_receiver(error)
+                self.require_receiver(error)
                 failing = left.pop(0)
                 yield self._failed_row(library, options, failing, error)
                 continue
@@ -89,9 +102,9 @@ class Runner:
                 while left and left[0].pool_key == self._pool_key:
                     work = left.pop(0)
                     try:
-                        yield self._row(library, sender, work)
+                        yield self._row(library, options, sender, work)
                     except Exception as error:
-                        self._require_receiver(error)
+                        self.require_receiver(error)
                         yield self._failed_row(library, options, work, error)
                         break
             except BaseException:
@@ -101,24 +114,42 @@ class Runner:
                 sender.close()
                 self._close_receiver()
 
+    @contextlib.contextmanager
+    def opened(self, options: Options, work: Workload) -> Iterator[Opened]:
+        """pdxfer connected and ready to send `work`, for a study; closed at the end, whatever happened."""
+        self._make_pools(options, work)
+        sender = self._open("pdxfer", options)
+        try:
+            pages = make_pages(work)
+            self._channel.call("row", workload=work.to_json(), digest=pages_digest(*pages))
+            sender.prepare(work.geometry(), *pages)
+            yield Opened(sender, sender.path(), lambda: self._channel.call("verify", timeout=VERIFY_SECONDS)["wrong"])
+        finally:
+            sender.close()
+            self._close_receiver()
+
     def goodbye(self) -> None:
         self._pool = []
         self._channel.call("goodbye")
 
-    def _make_pools(self, work: Workload) -> None:
+    def _make_pools(self, options: Options, work: Workload) -> None:
+        if options.memory == "device" and self.cuda is None:
+            self.cuda = Cuda(options.device)
         if self._pool_key == work.pool_key:
             self._channel.call("reset", timeout=POOL_SECONDS)
             return
         self._pool, self._pool_key = [], None
         geometry = work.geometry()
-        self._channel.call("pool", timeout=POOL_SECONDS, workload=work.to_json())
-        self._pool = allocate(geometry.buffers, geometry.src_buffer)
+        there = options.remote_device if options.memory == "device" else None
+        self._channel.call("pool", timeout=POOL_SECONDS, workload=work.to_json(), device=there)
+        self._pool = allocate(geometry.buffers, geometry.src_buffer, self.cuda)
         fill_source(self._pool, Content(work.seed, geometry.src_buffer, geometry.buffers))
         self._pool_key = work.pool_key
 
     def _open(self, library: str, options: Options) -> Sender:
         # The receiving end has the secret already; it never travels.
         wire = {name: value for name, value in asdict(options).items() if name not in ("secret", "host")}
+        wire |= {"device": options.remote_device, "remote_device": options.device}
         sender = make_sender(library, options)
         try:
             remote = self._channel.call("open", library=library, options=wire)["remote"]
@@ -133,14 +164,14 @@ class Runner:
     def _close_receiver(self) -> None:
         self._channel.call("close")
 
-    def _require_receiver(self, error: BaseException) -> None:
+    def require_receiver(self, error: BaseException) -> None:
         """Was it only this row, or is nobody there any more?"""
         try:
             self._channel.call("hello", timeout=30.0)
         except BenchError as gone:
             raise BenchError(f"{gone} (after: {describe(error)})") from error
 
-    def _row(self, library: str, sender: Sender, work: Workload) -> Row:
+    def _row(self, library: str, options: Options, sender: Sender, work: Workload) -> Row:
         geometry, pages = work.geometry(), make_pages(work)
         self._channel.call("row", workload=work.to_json(), digest=pages_digest(*pages))
         sender.prepare(geometry, *pages)
@@ -153,7 +184,7 @@ class Runner:
         wrong = None
         if self._settings.verify:
             wrong = self._channel.call("verify", timeout=VERIFY_SECONDS)["wrong"]
-        row = self._head(library, sender.path(), work)
+        row = self.head(library, sender.path(), options, work)
         row["versions"] |= sender.versions()
         row["note"] = sender.note()
         row["verified"] = self._settings.verify and wrong is None
@@ -162,16 +193,21 @@ class Runner:
         row["ceiling_kind"] = ceiling.kind if ceiling else None
         return row
 
-    def _open_ceiling(self, path: Path, geometry: Geometry) -> MemcpyCeiling | StreamCeiling | None:
+    def _open_ceiling(self, path: Path, geometry: Geometry) -> Ceiling | None:
         if path.transport == "rdma":
             return None  # ib_write_bw measures it, beside the bench: docs/bench.md
-        if path.transport == "shm":
+        if path.transport == "shm" and self.cuda is None:
             target = self._channel.call("memcpy_target", bytes=geometry.bytes)["path"]
-            return MemcpyCeiling(self._pool, geometry.bytes, target, path.copy_threads)
+            return MemcpyCeiling(host_buffers(self._pool), geometry.bytes, target, path.copy_threads)
+        if self.cuda is not None and path.transport != "tcp":
+            staged = "stag" in path.path
+            kind = PinnedCopyCeiling if staged else PeerCopyCeiling
+            return kind(self.cuda, self._channel, geometry.bytes)
         port = self._channel.call("stream_sink")["port"]
-        return StreamCeiling(self._pool, geometry.bytes, self._channel.peer_host(), port, path.streams)
+        source = host_source(geometry.bytes) if self.cuda is not None else host_buffers(self._pool)
+        return StreamCeiling(source, geometry.bytes, self._channel.peer_host(), port, path.streams)
 
-    def _repeat(self, sender: Sender, work: Workload, ceiling: MemcpyCeiling | StreamCeiling | None) -> _Times:
+    def _repeat(self, sender: Sender, work: Workload, ceiling: Ceiling | None) -> _Times:
         settings, times = self._settings, _Times([], [], [], [])
         begin, number, warmups = time.monotonic(), 0, settings.warmups
         while len(times.transfer) < settings.repeats:
@@ -200,17 +236,20 @@ class Runner:
                 times.one_stream.append(ceiling.measure(streams=1))
         return times
 
-    def _head(self, library: str, path: Path, work: Workload) -> Row:
-        row = head(library, path, work, self.machine)
+    def head(self, library: str, path: Path, options: Options, work: Workload) -> Row:
+        """What every row says of its workload, machines and GPUs."""
+        row = head(library, path, options, work, self.machine)
+        if self.cuda is not None:
+            row["gpu"], row["driver"] = self.cuda.name(), self.cuda.driver_version()
         if not self._same_host:
             row["receiver_machine"] = self._receiver_machine
         return row
 
     def _failed_row(self, library: str, options: Options, work: Workload, error: BaseException) -> Row:
-        return self._head(library, Path(options.transport, ""), work) | failed_figures(describe(error))
+        return self.head(library, Path(options.transport, ""), options, work) | failed_figures(describe(error))
 
 
-def head(library: str, path: Path, work: Workload, machine: dict[str, object]) -> Row:
+def head(library: str, path: Path, options: Options, work: Workload, machine: dict[str, object]) -> Row:
     """What a row says about the workload, whatever became of it."""
     geometry = work.geometry()
     return {
@@ -221,7 +260,9 @@ def head(library: str, path: Path, work: Workload, machine: dict[str, object]) -
         "reason": path.reason,
         "note": "",
         "wrong": None,
-        "memory": "host",
+        "memory": options.memory,
+        "isolated": options.isolate,
+        "sm_budget": sm_budget(options),
         "model": work.model if work.model != RAW else f"raw {work.raw_bytes}",
         "page_size": work.page_size,
         "tokens": work.tokens,
@@ -234,6 +275,15 @@ def head(library: str, path: Path, work: Workload, machine: dict[str, object]) -
         "versions": {"pdxfer": _version(), "python": platform.python_version(), "numpy": np.__version__},
         "machine": machine,
     }
+
+
+def sm_budget(options: Options) -> int | None:
+    """Thread blocks that the command line gave copies on a GPU; None: it gave none."""
+    for option in options.settings.get("cuda", "").split(","):
+        name, _, value = option.partition("=")
+        if name.strip() == "sm_budget" and value.strip().isdigit():
+            return int(value)
+    return None
 
 
 def failed_figures(reason: str) -> Row:

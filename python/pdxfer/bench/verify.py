@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pdxfer.bench.memory import GUARD, ByteArray, Content
+from pdxfer.bench.cuda import DeviceBuffer
+from pdxfer.bench.memory import GUARD, Buffer, ByteArray, Content, Pool, fill_guard
 from pdxfer.bench.workloads import Geometry, Pages
 
 _STEP = 1 << 20  # bytes looked at in one go: fits the cache
@@ -27,25 +28,45 @@ def _target_pieces(memory: ByteArray, geometry: Geometry) -> ByteArray:
     return tokens[:, :, geometry.dst_skip : geometry.dst_skip + geometry.piece]
 
 
-def verify(pool: list[ByteArray], geometry: Geometry, src: Pages, dst: Pages, content: Content) -> str | None:
+def verify(pool: Pool, geometry: Geometry, src: Pages, dst: Pages, content: Content) -> str | None:
     """None when the pool is exactly right, else what is wrong and where. Leaves the whole pool guard again.
 
+    GPU memory is copied back, a buffer at a time.
+
     Args:
-        pool: destination buffers, uint8, `geometry.dst_buffer` bytes each.
+        pool: destination buffers, `geometry.dst_buffer` bytes each.
         src, dst: page lists, int32.
         content: what the source buffers hold.
     """
     wrong: str | None = None
-    for buffer, memory in enumerate(pool):
-        wrong = wrong or _pieces_differ(memory, buffer, geometry, src, dst, content)
-        targets = _target_pieces(memory, geometry)
-        targets[dst] = GUARD
-        outside = _first_not_guard(memory)
-        if outside is not None:
-            page_bytes = geometry.page_size * geometry.dst_token
-            where = f"buffer {buffer}, byte {outside} (page {outside // page_bytes}, byte {outside % page_bytes} of it)"
-            wrong = wrong or f"a byte outside the target pages changed: {where}"
-            memory.fill(GUARD)
+    copy: ByteArray | None = None
+    for index, buffer in enumerate(pool):
+        if isinstance(buffer, DeviceBuffer):
+            copy = np.empty(buffer.nbytes, dtype=np.uint8) if copy is None else copy
+            buffer.cuda.download(copy, buffer.pointer)
+            memory = copy
+        else:
+            memory = buffer
+        here = _verify_buffer(memory, index, geometry, src, dst, content)
+        wrong = wrong or here
+        if isinstance(buffer, DeviceBuffer):
+            fill_guard([buffer])
+    return wrong
+
+
+def _verify_buffer(
+    memory: ByteArray, buffer: int, geometry: Geometry, src: Pages, dst: Pages, content: Content
+) -> str | None:
+    """Of one destination buffer in host memory, which is all guard afterwards."""
+    wrong = _pieces_differ(memory, buffer, geometry, src, dst, content)
+    targets = _target_pieces(memory, geometry)
+    targets[dst] = GUARD
+    outside = _first_not_guard(memory)
+    if outside is not None:
+        page_bytes = geometry.page_size * geometry.dst_token
+        where = f"buffer {buffer}, byte {outside} (page {outside // page_bytes}, byte {outside % page_bytes} of it)"
+        wrong = wrong or f"a byte outside the target pages changed: {where}"
+        memory.fill(GUARD)
     return wrong
 
 
@@ -79,12 +100,13 @@ class Sample:
     """A fixed random choice of target bytes, in every buffer.
 
     Args:
-        count: bytes to choose, over all buffers; at least one per buffer is taken.
+        count: bytes to choose, over all buffers; at least one per buffer is taken. On a GPU each costs a copy, so a
+            quarter of them are taken there.
     """
 
     def __init__(
         self,
-        pool: list[ByteArray],
+        pool: Pool,
         geometry: Geometry,
         pages: tuple[Pages, Pages],
         content: Content,
@@ -92,7 +114,7 @@ class Sample:
     ) -> None:
         src, dst = pages
         rng = np.random.default_rng(geometry.pages)
-        each = max(1, count // len(pool))
+        each = max(1, (count // 4 if isinstance(pool[0], DeviceBuffer) else count) // len(pool))
         self._pool = pool
         self._places: list[npt.NDArray[np.int64]] = []
         self._expected: list[ByteArray] = []
@@ -107,14 +129,27 @@ class Sample:
     def spoil(self) -> None:
         """Make every chosen byte wrong."""
         for memory, places, expected in zip(self._pool, self._places, self._expected, strict=True):
-            memory[places] = ~expected
+            if isinstance(memory, DeviceBuffer):
+                for place, byte in zip(places, ~expected, strict=True):
+                    memory.cuda.fill(memory.pointer + int(place), int(byte), 1)
+            else:
+                memory[places] = ~expected
 
     def check(self) -> str | None:
         """None when every chosen byte has arrived."""
         missing = 0
         for memory, places, expected in zip(self._pool, self._places, self._expected, strict=True):
-            missing += int(np.count_nonzero(memory[places] != expected))
+            missing += int(np.count_nonzero(_bytes_at(memory, places) != expected))
         if not missing:
             return None
         total = sum(len(places) for places in self._places)
         return f"{missing} of {total} sampled bytes had not arrived when the transfer was reported complete"
+
+
+def _bytes_at(memory: Buffer, places: npt.NDArray[np.int64]) -> ByteArray:
+    if not isinstance(memory, DeviceBuffer):
+        return memory[places]
+    got = np.empty(len(places), dtype=np.uint8)
+    for index, place in enumerate(places):
+        memory.cuda.download(got[index : index + 1], memory.pointer + int(place))
+    return got

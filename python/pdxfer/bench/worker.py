@@ -21,15 +21,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from pdxfer.bench.channel import Channel, connect
-from pdxfer.bench.errors import BenchError
+from pdxfer.bench.errors import BenchError, describe
 from pdxfer.bench.memory import machine
 from pdxfer.bench.movers import MOVERS, Options, Path
-from pdxfer.bench.remote import describe, spawn
+from pdxfer.bench.remote import spawn
 from pdxfer.bench.runner import Row, Runner, Settings, failed_figures, head
 from pdxfer.bench.workloads import Workload, workload_from_json
 
+RECEIVER_DEVICES = "PDXFER_BENCH_RECEIVER_DEVICES"  # what --isolate lets the receiving end see; set by the command line
 SILENCE_SECONDS = 150.0  # a worker that says nothing for so long hangs: two bounded transfers and a verification
-_MODULES = {"nixl": "nixl", "mooncake": "mooncake"}
+_MODULES = {"nixl": ("nixl", "nixl_cu13"), "mooncake": ("mooncake",), "nccl": ("torch",), "memcpy-batch": ("ctypes",)}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ def open_channel(options: Options, address: str | None, version: str) -> tuple[C
         return connect(address, options.secret, version), None
     ours, theirs = socket.socketpair()
     try:
-        process = spawn(theirs, {"PDXFER_SECRET": options.secret} if options.secret else {})
+        environment = {"PDXFER_SECRET": options.secret} if options.secret else {}
+        if options.isolate:
+            environment["CUDA_VISIBLE_DEVICES"] = os.environ[RECEIVER_DEVICES]
+        process = spawn(theirs, environment)
     except OSError as error:
         ours.close()
         raise BenchError(f"cannot start the receiving end: {error}") from None
@@ -83,7 +87,7 @@ def stop(process: subprocess.Popen[bytes] | None, seconds: float = 10.0) -> None
 
 def missing(library: str) -> str | None:
     """Why a peer library cannot be used on this end at all; None when it is installed."""
-    if importlib.util.find_spec(_MODULES[library]) is None:
+    if not any(importlib.util.find_spec(module) for module in _MODULES[library]):
         return f"{library} is not installed, its rows are left out ({MOVERS[library][1]})"
     return None
 
@@ -167,7 +171,7 @@ def _tail(log: Any) -> str:
 
 
 def _lost_row(job: Job, work: Workload, reason: str) -> Row:
-    return head(job.library, Path(job.options.transport, ""), work, machine()) | failed_figures(reason)
+    return head(job.library, Path(job.options.transport, ""), job.options, work, machine()) | failed_figures(reason)
 
 
 def serve(job: Job, out: BinaryIO) -> None:

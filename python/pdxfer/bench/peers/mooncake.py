@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 
 from pdxfer.bench.errors import BenchError
-from pdxfer.bench.memory import ByteArray
+from pdxfer.bench.memory import Pool, address_of
 from pdxfer.bench.movers import Options, Path, rdma_device
 from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
 BATCH = 1024  # entries per call
+
+
+def _nvlink(options: Options) -> bool:
+    return options.memory == "device" and options.transport not in ("tcp", "rdma")
 
 
 def _engine(options: Options) -> Any:
@@ -28,14 +32,17 @@ def _engine(options: Options) -> Any:
 
     engine = TransferEngine()
     protocol, device = ("rdma", rdma_device(options)) if options.transport == "rdma" else ("tcp", "")
+    if _nvlink(options):
+        os.environ["MC_INTRANODE_NVLINK"] = "true"  # "rdma" then takes NVLink inside a machine
+        protocol = "rdma"
     code = engine.initialize(options.host, "P2PHANDSHAKE", protocol, device)
     if code != 0:
         raise BenchError(f"Mooncake's engine did not start on {options.host}: code {code}")
     return engine
 
 
-def _register(engine: Any, pool: list[ByteArray]) -> list[int]:
-    addresses = [buffer.ctypes.data for buffer in pool]
+def _register(engine: Any, pool: Pool) -> list[int]:
+    addresses = [address_of(buffer) for buffer in pool]
     code = engine.batch_register_memory(addresses, [buffer.nbytes for buffer in pool])
     if code != 0:
         raise BenchError(f"Mooncake did not register the pool: code {code}")
@@ -61,11 +68,13 @@ class MooncakeSender:
         self._pages: tuple[Pages, Pages] | None = None
         self._cut = False
 
-    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
+    def connect(self, pool: Pool, remote: dict[str, Any]) -> None:
         self._local = _register(self._engine, pool)
         self._target, self._remote = remote["address"], remote["buffers"]
 
     def path(self) -> Path:
+        if _nvlink(self._options):
+            return Path("cuda_ipc", "Mooncake intra-node NVLink")
         protocol = "rdma" if self._options.transport == "rdma" else "tcp"
         return Path(protocol, f"Mooncake {protocol}", streams=int(self._options.settings.get("tcp_streams", 4)))
 
@@ -76,9 +85,10 @@ class MooncakeSender:
         begin = time.perf_counter()
         entries = self._entries()
         planned = time.perf_counter() - begin
-        self._cut = len(entries[0]) > BATCH
-        for first in range(0, len(entries[0]), BATCH):
-            sources, targets, sizes = (column[first : first + BATCH] for column in entries)
+        batch = BATCH if self.path().transport == "tcp" else len(entries[0])
+        self._cut = len(entries[0]) > batch
+        for first in range(0, len(entries[0]), batch):
+            sources, targets, sizes = (column[first : first + batch] for column in entries)
             code = self._engine.batch_transfer_sync_write(self._target, sources, targets, sizes)
             if code != 0:
                 raise BenchError(f"Mooncake gave up at entry {first} of {len(entries[0])}: code {code}")
@@ -110,7 +120,11 @@ class MooncakeSender:
         return f"in batches of {BATCH}" if self._cut else ""
 
     def versions(self) -> dict[str, str]:
-        for name in ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine"):
+        for name in (
+            "mooncake-transfer-engine-non-cuda",
+            "mooncake-transfer-engine",
+            "mooncake-transfer-engine-cuda13",
+        ):
             try:
                 return {"mooncake": importlib.metadata.version(name)}
             except importlib.metadata.PackageNotFoundError:
@@ -129,7 +143,7 @@ class MooncakeReceiver:
         self._engine = _engine(options)
         self._registered: list[int] = []
 
-    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
+    def open(self, pool: Pool) -> dict[str, Any]:
         self._registered = _register(self._engine, pool)
         return {"address": f"{self._host}:{self._engine.get_rpc_port()}", "buffers": self._registered}
 

@@ -7,6 +7,7 @@ and SGLang do), and one descriptor per run of pages made for each request (where
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.metadata
 import os
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdxfer.bench.errors import BenchError
-from pdxfer.bench.memory import ByteArray
+from pdxfer.bench.memory import Pool, address_of
 from pdxfer.bench.movers import Options, Path, rdma_device
 from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
@@ -25,15 +26,29 @@ NOTICE_SECONDS = 10.0
 _UCX_TLS = {"shm": "shm,cma,self,tcp", "tcp": "tcp,self", "auto": "shm,cma,self,tcp", "rdma": "rc"}
 
 
+def _tls(options: Options) -> str:
+    """UCX's transports; for GPU memory everything it has on one machine, tcp alone for tcp rows."""
+    if options.memory == "device" and options.transport != "rdma":
+        return "tcp,self,cuda_copy" if options.transport == "tcp" else "cuda_ipc,cuda_copy,shm,cma,self,tcp"
+    return _UCX_TLS[options.transport]
+
+
 def _agent(name: str, options: Options, *, progress_thread: bool) -> Any:
-    os.environ["UCX_TLS"] = _UCX_TLS[options.transport]  # read when the agent makes its UCX context
+    os.environ["UCX_TLS"] = _tls(options)  # read when the agent makes its UCX context
     if options.transport == "rdma":
         os.environ["UCX_NET_DEVICES"] = f"{rdma_device(options)}:1"
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
     os.environ.setdefault("UCX_LOG_LEVEL", "error")
-    from nixl._api import nixl_agent, nixl_agent_config
+    try:
+        from nixl._api import nixl_agent, nixl_agent_config
+    except ImportError:  # the wheel of one CUDA version without the front package
+        from nixl_cu13._api import nixl_agent, nixl_agent_config
 
     return nixl_agent(name, nixl_agent_config(enable_prog_thread=progress_thread, backends=["UCX"]))
+
+
+def _kind(options: Options) -> str:
+    return "VRAM" if options.memory == "device" else "DRAM"
 
 
 def make_sender(options: Options) -> NixlSender:
@@ -47,6 +62,7 @@ def make_receiver(options: Options) -> NixlReceiver:
 class NixlSender:
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._kind = _kind(options)
         self._agent = _agent("bench-sender", options, progress_thread=False)  # it polls; a thread more is slower
         self._peer = ""
         self._local: list[int] = []
@@ -58,34 +74,38 @@ class NixlSender:
         self._ways: list[str] = []
         self._seconds: dict[str, float] = {}
 
-    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
-        self._local = [buffer.ctypes.data for buffer in pool]
+    def connect(self, pool: Pool, remote: dict[str, Any]) -> None:
+        self._local = [address_of(buffer) for buffer in pool]
         self._remote = remote["buffers"]
         self._registered = self._agent.register_memory(
-            [(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in pool], "DRAM"
+            [(address_of(buffer), buffer.nbytes, self._options.device, "") for buffer in pool], self._kind
         )
         name = self._agent.add_remote_agent(base64.b64decode(remote["metadata"]))
         self._peer = name.decode() if isinstance(name, bytes) else name
 
     def path(self) -> Path:
-        transport = self._options.transport if self._options.transport in ("tcp", "rdma") else "shm"
-        return Path(transport, f"UCX {_UCX_TLS[self._options.transport]}", streams=_streams(self._options))
+        near = "shm" if self._options.memory == "host" else "cuda_ipc"
+        transport = self._options.transport if self._options.transport in ("tcp", "rdma") else near
+        return Path(transport, f"UCX {_tls(self._options)}", streams=_streams(self._options))
 
     def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
         self._release()
 
-        def entries(addresses: list[int], slots: int, token: int, skip: int) -> npt.NDArray[np.uint64]:
+        def entries(addresses: list[int], device: int, slots: int, token: int, skip: int) -> npt.NDArray[np.uint64]:
             if geometry.whole:
                 page = geometry.page_size * token
-                rows = [(address, page, 0, page, slots) for address in addresses]
+                rows = [(address, page, device, page, slots) for address in addresses]
             else:
-                rows = [(address + skip, geometry.piece, 0, token, slots * geometry.page_size) for address in addresses]
+                count = slots * geometry.page_size
+                rows = [(address + skip, geometry.piece, device, token, count) for address in addresses]
             return np.array(rows, dtype=np.uint64)
 
-        local = entries(self._local, geometry.src_slots, geometry.src_token, geometry.src_skip)
-        remote = entries(self._remote, geometry.dst_slots, geometry.dst_token, geometry.dst_skip)
+        local = entries(self._local, self._options.device, geometry.src_slots, geometry.src_token, geometry.src_skip)
+        remote = entries(
+            self._remote, self._options.remote_device, geometry.dst_slots, geometry.dst_token, geometry.dst_skip
+        )
         prepare = self._agent.prep_xfer_dlist
-        self._lists = (prepare("", local, "DRAM"), prepare(self._peer, remote, "DRAM"))
+        self._lists = (prepare("", local, self._kind), prepare(self._peer, remote, self._kind))
         self._geometry, self._pages, self._seconds = geometry, (src, dst), {}
         merges = geometry.whole and len(joint_runs(src, dst).pages) < 0.9 * len(src)
         # Twice the first way: the first transfer of all also makes UCX's connections.
@@ -129,18 +149,23 @@ class NixlSender:
         page = self._geometry.page_size * self._geometry.src_token
         runs = joint_runs(*self._pages)
         lists = []
-        for addresses, firsts in ((self._local, runs.src), (self._remote, runs.dst)):
+        sides = ((self._local, self._options.device, runs.src), (self._remote, self._options.remote_device, runs.dst))
+        for addresses, device, firsts in sides:
             table = np.zeros((len(addresses), len(firsts), 3), dtype=np.uint64)
             table[:, :, 0] = np.array(addresses, dtype=np.uint64)[:, None] + (firsts * page).astype(np.uint64)[None, :]
             table[:, :, 1] = (runs.pages * page).astype(np.uint64)[None, :]
-            lists.append(self._agent.get_xfer_descs(table.reshape(-1, 3), "DRAM"))
+            table[:, :, 2] = device
+            lists.append(self._agent.get_xfer_descs(table.reshape(-1, 3), self._kind))
         return self._agent.initialize_xfer("WRITE", lists[0], lists[1], self._peer, b"done")
 
     def note(self) -> str:
         return min(self._seconds, key=lambda name: self._seconds[name]) if self._seconds else ""
 
     def versions(self) -> dict[str, str]:
-        return {"nixl": importlib.metadata.version("nixl")}
+        for name in ("nixl", "nixl-cu13"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                return {"nixl": importlib.metadata.version(name)}
+        return {"nixl": "unknown"}
 
     def _release(self) -> None:
         for handle in self._lists or ():
@@ -156,17 +181,19 @@ class NixlSender:
 
 class NixlReceiver:
     def __init__(self, options: Options) -> None:
+        self._options = options
+        self._kind = _kind(options)
         self._agent = _agent("bench-receiver", options, progress_thread=True)
         self._registered: Any = None
         self._notices = 0
 
-    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
+    def open(self, pool: Pool) -> dict[str, Any]:
         self._registered = self._agent.register_memory(
-            [(buffer.ctypes.data, buffer.nbytes, 0, "") for buffer in pool], "DRAM"
+            [(address_of(buffer), buffer.nbytes, self._options.device, "") for buffer in pool], self._kind
         )
         return {
             "metadata": base64.b64encode(self._agent.get_agent_metadata()).decode(),
-            "buffers": [buffer.ctypes.data for buffer in pool],
+            "buffers": [address_of(buffer) for buffer in pool],
         }
 
     def arrived(self, number: int) -> None:

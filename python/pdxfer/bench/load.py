@@ -1,0 +1,118 @@
+"""Transfers, copies or arithmetic that go on until they are stopped, and how many of them there were.
+
+The studies of bench/studies.py run one of these at each end at once. `Repeated` runs its step in a thread of its own;
+the step releases the GIL while it waits. `Compute` is the work of a model that shares the GPU; it needs torch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pdxfer.bench.errors import BenchError
+
+STOP_SECONDS = 60.0
+GEMM = 8192  # rows and columns, bf16
+MEMORY_BYTES = 1 << 30
+_BATCH = 8  # iterations between two events
+
+
+class Repeated:
+    """Calls `step(number)` back to back from `start` to `stop`; `attach` is called in the thread first."""
+
+    def __init__(self, step: Callable[[int], object], attach: Callable[[], None] | None = None) -> None:
+        self._step, self._attach = step, attach
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._began = self._ended = 0.0
+        self._first = 0
+        self.count = 0
+
+    def start(self, first: int = 0) -> None:
+        self._stop.clear()
+        self._first, self.count, self._error = first, 0, None
+        self._thread = threading.Thread(target=self._run, name="bench-load", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            if self._attach is not None:
+                self._attach()
+            self._began = time.perf_counter()
+            while not self._stop.is_set():
+                self._step(self._first + self.count)
+                self.count += 1
+            self._ended = time.perf_counter()
+        except BaseException as error:  # raised again by stop()
+            self._error = error
+
+    def stop(self) -> float:
+        """Seconds that `count` steps took.
+
+        Raises:
+            BenchError: a step failed, or does not end.
+        """
+        assert self._thread is not None
+        self._stop.set()
+        self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            raise BenchError(f"a transfer did not end within {STOP_SECONDS:g} s")
+        if self._error is not None:
+            raise BenchError(f"back to back, number {self.count}: {self._error}") from self._error
+        return self._ended - self._began
+
+    def during(self, seconds: float, first: int = 0) -> float:
+        """Steps per second over that time."""
+        self.start(first)
+        time.sleep(seconds)
+        elapsed = self.stop()
+        return self.count / elapsed
+
+
+class Compute:
+    """A loop on a GPU: "gemm" (bf16 8192 x 8192 x 8192) or "memory" (a copy of 1 GiB inside the GPU).
+
+    Raises:
+        ImportError: there is no torch.
+    """
+
+    def __init__(self, kind: str, device: int) -> None:
+        import torch
+
+        self._torch: Any = torch
+        torch.cuda.set_device(device)
+        where = {"device": f"cuda:{device}"}
+        if kind == "gemm":
+            a, b = (torch.randn(GEMM, GEMM, dtype=torch.bfloat16, **where) for _ in range(2))
+            out = torch.empty_like(a)
+            self._step: Callable[[], object] = lambda: torch.matmul(a, b, out=out)
+        elif kind == "memory":
+            source = torch.randint(0, 256, (MEMORY_BYTES,), dtype=torch.uint8, **where)
+            target = torch.empty_like(source)
+            self._step = lambda: target.copy_(source)
+        else:
+            raise BenchError(f"a loop of kind {kind!r}: expected gemm or memory")
+
+    def milliseconds(self, seconds: float) -> float:
+        """Median milliseconds of a step over that time, by the GPU's own clock; the queue never runs dry."""
+        torch, took = self._torch, []
+        deadline = time.monotonic() + seconds
+        events = [torch.cuda.Event(enable_timing=True)]
+        for _ in range(3):
+            self._step()
+        events[0].record()
+        while time.monotonic() < deadline:
+            for _ in range(_BATCH):
+                self._step()
+            events.append(torch.cuda.Event(enable_timing=True))
+            events[-1].record()
+            if len(events) > 2:
+                events[-2].synchronize()
+        torch.cuda.synchronize()
+        took = [a.elapsed_time(b) / _BATCH for a, b in zip(events, events[1:], strict=False)]
+        return float(np.median(took))

@@ -85,7 +85,7 @@ class MooncakeSender:
         begin = time.perf_counter()
         entries = self._entries()
         planned = time.perf_counter() - begin
-        batch = BATCH if self.path().transport == "tcp" else len(entries[0])
+        batch = len(entries[0]) if _nvlink(self._options) else BATCH
         self._cut = len(entries[0]) > batch
         for first in range(0, len(entries[0]), batch):
             sources, targets, sizes = (column[first : first + batch] for column in entries)

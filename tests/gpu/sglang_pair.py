@@ -2,9 +2,9 @@
 
     python tests/gpu/sglang_pair.py OUT_DIR [--seconds 240]
 
-Run by hand where there are two GPUs, SGLang and pdxfer. Makes a seeded model with the KV geometry of Qwen2.5-7B (28 layers,
-4 KV heads of 128, bf16), starts the servers, each seeing its own GPU alone, sends greedy requests of 1 to 4,000 tokens
-to either, compares, and writes OUT_DIR/sglang.json and the servers' logs. Exit code 0: same tokens.
+Run by hand where there are two GPUs, SGLang and pdxfer. Makes a seeded model with the KV geometry of Qwen2.5-7B (28
+layers, 4 KV heads of 128, bf16), starts the servers, each seeing its own GPU alone, sends greedy requests of 1 to 4,000
+tokens to either, compares, and writes OUT_DIR/sglang.json and the servers' logs. Exit code 0: same tokens.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 
 #include "transport/cuda_ipc/cuda_ipc_transport.hpp"
 #include "transport/loopback/loopback_transport.hpp"
+#include "transport/rdma/rdma_transport.hpp"
 #include "transport/shm/shm_transport.hpp"
 #include "transport/tcp/tcp_transport.hpp"
 
@@ -14,6 +15,7 @@ const std::vector<Entry>& registry() {
   static const std::vector<Entry>& entries = *new std::vector<Entry>{
       {"cuda_ipc", "device memory between processes of one machine", true, &transport::make_cuda_ipc},
       {"shm", "host memory between processes of one machine", true, &transport::make_shm},
+      {"rdma", "memory between machines, by their RDMA network cards", true, &transport::make_rdma},
       {"tcp", "host memory between machines", true, &transport::make_tcp},
       {"loopback", "within one process: the model of the seam, for tests", false, &transport::make_loopback},
   };

@@ -49,7 +49,7 @@ struct IbvPortAttr {
   uint16_t port_cap_flags2;
 };
 
-inline constexpr int kIbvEventPortActive = 9, kIbvEventPortErr = 10;
+inline constexpr int kIbvEventDeviceFatal = 8, kIbvEventPortActive = 9, kIbvEventPortErr = 10;
 struct IbvAsyncEvent {
   union {
     void* object;

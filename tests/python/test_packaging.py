@@ -67,7 +67,9 @@ def test_wheel_check_finds_a_foreign_library(tmp_path: Path) -> None:
 
 def documented() -> dict[str, tuple[str, str]]:
     """{field: (variable, default)} of the table in docs/configuration.md."""
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(PDXFER_\w+)` \| (.*?) \|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE
+    )
     return {field: (variable, default.strip("`")) for field, variable, default in rows}
 
 

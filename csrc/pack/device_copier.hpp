@@ -16,7 +16,7 @@ namespace pdxfer::pack {
 // Measured on NVLink 4 (docs/design/device.md): what more blocks add beyond these is little, and from runs of this size
 // on the copy engine is ahead of the kernel.
 inline constexpr unsigned kDefaultBlocks = 32;
-inline constexpr uint64_t kEngineBytes = 1 << 20;
+inline constexpr uint64_t kEngineBytes = 16 << 20;
 
 class DeviceCopier final : public DeviceCopy {
  public:

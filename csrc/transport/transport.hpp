@@ -79,7 +79,7 @@ class Peer {
 struct Limits {
   uint64_t chunk_bytes = 1 << 20;
   uint64_t staging_bytes = 64 << 20;
-  uint64_t device_chunk_bytes = 128 << 20;  // chunk_bytes for one launch of a device copy
+  uint64_t device_chunk_bytes = 512 << 20;  // chunk_bytes for one launch of a device copy
   uint32_t copy_threads = 1;
   uint32_t io_threads = 1;
   uint32_t tcp_streams = 4;

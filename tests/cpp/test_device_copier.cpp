@@ -117,9 +117,9 @@ TEST_CASE("each piece wakes its caller, and the copy engine takes long runs") {
   fake_cuda::install();
   PagedCopy copy;
   copy.pairs = {{1, 2, 0, 0, 1024, 1024, 1024}};
-  copy.runs = {{0, 0, 3000}, {3500, 3500, 1}};
+  copy.runs = {{0, 0, 20000}, {20500, 20500, 1}};
   copy.seal();
-  Buffers memory(4096 << 10);
+  Buffers memory(21 << 20);
   std::atomic<int> wakes{0};
   DeviceCopyOptions options;
   options.wake = [&] { ++wakes; };
@@ -135,9 +135,9 @@ TEST_CASE("each piece wakes its caller, and the copy engine takes long runs") {
     wait_for(copier, ticket);
   }
   CHECK(wakes == 1);
-  CHECK(std::memcmp(memory.src, memory.dst, 3000 << 10) == 0);
-  CHECK(std::memcmp(memory.src + (3500 << 10), memory.dst + (3500 << 10), 1024) == 0);
-  CHECK(memory.dst[3001 << 10] == std::byte{0});
+  CHECK(std::memcmp(memory.src, memory.dst, 20000 << 10) == 0);
+  CHECK(std::memcmp(memory.src + (20500 << 10), memory.dst + (20500 << 10), 1024) == 0);
+  CHECK(memory.dst[20001 << 10] == std::byte{0});
 }
 
 TEST_CASE("a device error is final, and names the call") {

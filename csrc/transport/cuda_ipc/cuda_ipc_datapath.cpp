@@ -10,7 +10,6 @@ namespace pdxfer::transport::cuda_ipc {
 namespace {
 // Pieces in flight at most: what a cancel may have to wait for, and what the next batch stands behind.
 constexpr uint64_t kPiecesInFlight = 8;
-constexpr auto kAckTime = std::chrono::microseconds(300);  // how long the worker stays awake for an acknowledgement
 }  // namespace
 
 bool CudaLink::over(DeviceTicket ticket) {
@@ -60,7 +59,7 @@ void CudaLink::settle_batches() {
 
 bool CudaLink::hot(Clock::time_point now) const {
   const std::lock_guard lock(mutex_);
-  return launched_ != done_ || ((!begun_.empty() || !batches_.empty()) && now < hot_until_);
+  return launched_ != done_ || now < hot_until_;
 }
 
 size_t CudaLink::take(std::span<Completion> out) {
@@ -194,7 +193,7 @@ bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   if (error == EAGAIN || error == ENOBUFS) return false;  // the poll thread wakes the worker when there is room
   if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"}), true;
   batch.ended = true;
-  hot_until_ = Clock::now() + kAckTime;
+  hot_until_ = Clock::now() + kHotTime;
   return true;
 }
 

@@ -15,7 +15,6 @@ namespace {
 
 constexpr size_t kMaxLetters = 1 << 16;   // unsent answers after which the other end counts as hung
 constexpr size_t kPiecesPerMessage = 64;  // descriptors
-constexpr auto kHotTime = std::chrono::microseconds(2000);
 
 void* poller_name(uint64_t number, bool process) {
   return reinterpret_cast<void*>(static_cast<uintptr_t>(number * 2 + (process ? 1 : 0)));
@@ -77,7 +76,6 @@ void CudaLink::lose(Status why) {
   for (auto& [id, batch] : batches_) fail(id, batch, lost_);
   outbox_.clear();
   asked_back_.clear();
-  begun_.clear();
   changed_.notify_all();
   core_->wake();
 }
@@ -138,7 +136,6 @@ void CudaLink::process_exited() {
 void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::UniqueFd>& fds) {
   switch (header.type) {
     case Type::kBegin:
-      if (begun_.size() < kMaxLetters) begun_.insert(header.batch);
       hot_until_ = Clock::now() + kHotTime;
       return core_->wake();
     case Type::kWant:
@@ -176,7 +173,7 @@ void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::Uniq
 }
 
 void CudaLink::handle_end(const Header& header, ByteView tail) {
-  begun_.erase(header.batch);
+  hot_until_ = Clock::now() + kHotTime;
   if (header.tagged) {
     Completion arrived;
     arrived.kind = Completion::Kind::kArrived;

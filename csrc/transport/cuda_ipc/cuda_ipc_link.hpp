@@ -23,6 +23,10 @@ namespace pdxfer::transport::cuda_ipc {
 
 class CudaLink;
 
+// After a message or a piece the worker goes on polling for this long: waking a sleeping thread costs as much as moving
+// some megabytes.
+inline constexpr auto kHotTime = std::chrono::microseconds(1000);
+
 struct Core {
   explicit Core(Context c) : context(std::move(c)), options(CudaOptions::parse(context.cuda)) {}
 
@@ -140,7 +144,6 @@ class CudaLink {
   std::deque<Completion> ready_;
   std::atomic<size_t> ready_count_{0};
   std::deque<Letter> outbox_;  // what the socket had no room for
-  std::set<BatchId> begun_;    // of the other end, whose ends have not come
   Clock::time_point hot_until_{};
   Status lost_, broken_;  // broken_: the device failed
   Bytes inbox_;

@@ -2,8 +2,10 @@
 #include "transport/cuda_ipc/cuda_ipc_wire.hpp"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <fstream>
+#include <mutex>
 #include <utility>
 
 #include "core/sha256.hpp"
@@ -17,12 +19,16 @@ constexpr uint32_t kMaxPieces = 6000;           // of 8 bytes: what a key of 64 
 
 }  // namespace
 
+// A forked child is another process, though it has its parent's memory.
 ProcessId this_process() {
-  static const ProcessId id = [] {
-    ProcessId made{};
-    random_bytes(std::as_writable_bytes(std::span(made)));
-    return made;
-  }();
+  static std::mutex mutex;
+  static ProcessId id{};
+  static pid_t owner = 0;
+  const std::lock_guard lock(mutex);
+  if (owner != ::getpid()) {
+    random_bytes(std::as_writable_bytes(std::span(id)));
+    owner = ::getpid();
+  }
   return id;
 }
 

@@ -10,5 +10,6 @@ void bind_config(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 void bind_doctor(pybind11::module_& m);
+void bind_rdma(pybind11::module_& m);
 
 }  // namespace pdxfer

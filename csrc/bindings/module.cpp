@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
   pdxfer::bind_plan(m);
   pdxfer::bind_engine(m);
   pdxfer::bind_doctor(m);
+  pdxfer::bind_rdma(m);
 }

@@ -11,13 +11,18 @@ The report (``pdxfer doctor --json``, or :func:`report`) is one JSON object; eve
 - ``kernel``: ``release``, ``machine``, ``cpus``, ``memory_bytes``, ``numa_nodes``.
 - ``gpus``: ``driver_version`` (the newest CUDA that the driver serves), ``library``, ``reason``, ``devices`` (list of
   ``ordinal``, ``name``, ``capability``, ``bytes``, ``multiprocessors``, ``pci``, ``numa_node``, ``peers``, ``image``).
-- ``nics``: list of ``device``, ``port``, ``state``, ``rate``, ``link_layer``, ``netdev``, ``numa_node``, ``usable``.
+- ``nics``: list of ``device``, ``port``, ``state``, ``rate``, ``link_layer``, ``netdev``, ``numa_node``, ``pci``,
+  ``mtu``, ``gids`` (``index``, ``gid``, ``type``, ``netdev``, ``link_local``), ``trouble`` (null: none), ``usable``.
+- ``rdma``: ``options`` (the setting), ``chosen`` (list of ``place``, ``nics``, ``refused``, ``error``): which ports
+  host memory and each GPU would use, and why not the others.
 - ``limits``: list of ``name``, ``value``, ``ok`` (true, false, or null for a bare fact), ``detail``.
 - ``libraries``: ``cuda``, ``ibverbs``, ``nccl``, each ``present``, ``path``, ``version``, ``already_loaded``,
   ``reason``.
 - ``container``: ``hints`` (list of text), ``network_namespace``, ``pid_namespace``.
 - ``peers``: list of ``peer`` (kind of peer), ``transport`` (null: none), ``path``, ``better`` (what would be faster and
   why it is not used; null when there is nothing better), ``next_step`` (null when there is nothing to do).
+
+``pdxfer doctor --listen`` on one machine and ``--connect HOST:PORT`` on another test what reaches what: `doctor_reach`.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdxfer import _core
+from pdxfer import _core, doctor_rdma
 
 Facts = dict[str, Any]
 
@@ -42,10 +47,25 @@ _PROC = Path("/proc")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the report; returns 0. ``--json``: as one JSON object on stdout."""
+    """Print the report, or with ``--connect`` the matrix of ports; ``--json``: as one JSON object on stdout.
+
+    Returns:
+        0; with ``--connect`` 1 when a pair failed and 2 when the other end cannot be reached.
+    """
     parser = argparse.ArgumentParser(prog="pdxfer doctor", description="What this machine has, and what would be used.")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--listen", nargs="?", const=":4790", metavar="[HOST]:PORT", help="answer doctors of other machines (:4790)"
+    )
+    where.add_argument("--connect", metavar="HOST:PORT", help="measure every pair of ports to a listening doctor")
+    parser.add_argument("--secret", default="", help="shared secret, the same on both ends (or PDXFER_SECRET)")
+    parser.add_argument("--wait", type=float, default=600.0, help="seconds that --listen waits for a visitor (600)")
     args = parser.parse_args(list(argv))
+    if args.listen is not None or args.connect is not None:
+        from pdxfer import doctor_reach  # brings in NumPy, which the report does not need
+
+        return doctor_reach.run_connect(args) if args.connect is not None else doctor_reach.run_listen(args)
     found = report()
     print(json.dumps(found, indent=2) if args.json else render(found))
     return 0
@@ -62,7 +82,8 @@ def report() -> Facts:
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "kernel": _kernel(),
         "gpus": _gpus(cuda),
-        "nics": list_nics(_SYSFS),
+        "nics": doctor_rdma.list_nics(_SYSFS),
+        "rdma": doctor_rdma.report(_SYSFS, cuda["devices"], _rdma_options()),
         "limits": _limits(probes),
         "libraries": {
             "cuda": _library(cuda, _cuda_version(cuda["driver_version"])),
@@ -71,6 +92,10 @@ def report() -> Facts:
         },
         "container": _container(_PROC),
     }
+    if found["nics"] and cuda["devices"]:
+        found["limits"] += doctor_rdma.judge_gpudirect(
+            _SYSFS, platform.release(), found["libraries"]["ibverbs"]["version"]
+        )
     found["peers"] = judge(found, probes)
     return found
 
@@ -80,6 +105,13 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
+        return ""
+
+
+def _rdma_options() -> str:
+    try:
+        return dict(_core.Config(environment=True).items())["rdma"]
+    except _core.InvalidError:  # some setting is wrong: the engine will say which; facts are told without it
         return ""
 
 
@@ -112,32 +144,10 @@ def _numa_node(device: Path) -> int | None:
     return int(text) if text.isdigit() else None  # -1: the firmware did not say
 
 
-def list_nics(sysfs: Path) -> list[Facts]:
-    """Every port of every RDMA device under ``sysfs``/class/infiniband; empty when there are none."""
-    nics = []
-    for device in sorted((sysfs / "class/infiniband").glob("*")):
-        netdevs = sorted(p.name for p in (device / "device/net").glob("*"))
-        for port in sorted((device / "ports").glob("*")):
-            state = read_text(port / "state").partition(": ")[2] or "unknown"
-            nics.append(
-                {
-                    "device": device.name,
-                    "port": port.name,
-                    "state": state,
-                    "rate": read_text(port / "rate") or "unknown",
-                    "link_layer": read_text(port / "link_layer") or "unknown",
-                    "netdev": ", ".join(netdevs),
-                    "numa_node": _numa_node(device / "device"),
-                    "usable": state == "ACTIVE",
-                }
-            )
-    return nics
-
-
 def _limits(probes: Facts) -> list[Facts]:
     memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     nofile = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    unlimited = memlock == resource.RLIM_INFINITY
+    has_nic = bool(doctor_rdma.list_nics(_SYSFS))
     yama = read_text(_PROC / "sys/kernel/yama/ptrace_scope")
     yama_text = {
         "": "the kernel has no Yama",
@@ -148,7 +158,7 @@ def _limits(probes: Facts) -> list[Facts]:
     }
     uffd = read_text(_PROC / "sys/vm/unprivileged_userfaultfd")
     rows: list[Facts] = [
-        _limit("memlock", "unlimited" if unlimited else _size(memlock), None, "only RDMA pins memory"),
+        doctor_rdma.judge_memlock(memlock, doctor_rdma.may_pin_anything(_PROC), has_nic),
         _limit("nofile", str(nofile), nofile >= 1024, "a tcp peer uses one descriptor per stream, and a few"),
         _limit("yama ptrace_scope", yama or "absent", None, yama_text.get(yama, "unknown value")),
         _limit("unprivileged_userfaultfd", uffd or "absent", None, "0: user-mode faults only, which is enough"),
@@ -273,8 +283,8 @@ def _judge_other_machine(found: Facts) -> Facts:
         return _peer(kind, "tcp", path, "RDMA: there is no RDMA NIC (/sys/class/infiniband is empty or absent)", None)
     usable = [nic for nic in nics if nic["usable"]]
     if not usable:
-        states = ", ".join(f"{nic['device']} port {nic['port']} is {nic['state']}" for nic in nics)
-        return _peer(kind, "tcp", path, f"RDMA: no port is active: {states}", "bring a port up (ip link set DEV up)")
+        why = "; ".join(nic["trouble"] for nic in nics)
+        return _peer(kind, "tcp", path, f"RDMA: no port can be used: {why}", "see the first port's line")
     if not found["libraries"]["ibverbs"]["present"]:
         step = "install rdma-core (Debian and Ubuntu: apt-get install libibverbs1 ibverbs-providers)"
         return _peer(kind, "tcp", path, f"RDMA: {found['libraries']['ibverbs']['reason']}", step)
@@ -330,7 +340,8 @@ def render(found: Facts) -> str:
         ]
     )  # fmt: skip
     lines += ["", "GPUs", *_gpu_lines(found["gpus"])]
-    lines += ["", "RDMA NICs", *_nic_lines(found["nics"])]
+    lines += ["", "RDMA NICs", *doctor_rdma.nic_lines(found["nics"])]
+    lines += ["", "RDMA: what would be used", *doctor_rdma.choice_lines(found["rdma"])] if found["nics"] else []
     marks = {True: "ok  ", False: "NO  ", None: "    "}
     lines += ["", "Kernel and limits"]
     lines += _rows([(row["name"], f"{marks[row['ok']]}{row['value']}: {row['detail']}") for row in found["limits"]])
@@ -356,17 +367,6 @@ def _gpu_lines(gpus: Facts) -> list[str]:
             f"{device['pci']}{node}; maps memory of: {peers}; runs {device['image'] or 'no image of this build'}"
         )
     return lines
-
-
-def _nic_lines(nics: list[Facts]) -> list[str]:
-    if not nics:
-        return ["  none (/sys/class/infiniband)"]
-    return [
-        f"  {nic['device']} port {nic['port']}: {nic['state']}, {nic['rate']}, {nic['link_layer']}"
-        + (f", {nic['netdev']}" if nic["netdev"] else "")
-        + ("" if nic["numa_node"] is None else f", NUMA node {nic['numa_node']}")
-        for nic in nics
-    ]
 
 
 def _library_line(info: Facts) -> str:

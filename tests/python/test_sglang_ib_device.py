@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pdxfer.sglang.ib_device import IbDeviceError, devices_present, parse, select
+import pdxfer
+from pdxfer.sglang.ib_device import IbDeviceError, devices_present, parse, rdma_options, select
 
 PRESENT = ["mlx5_0", "mlx5_1", "mlx5_2"]
 
@@ -85,3 +86,25 @@ def test_devices_present(tmp_path: Path) -> None:
     for name in ("mlx5_1", "mlx5_0"):
         (tmp_path / name).mkdir()
     assert devices_present(tmp_path) == ["mlx5_0", "mlx5_1"]
+
+
+@pytest.mark.parametrize(
+    ("existing", "names", "gpu", "setting"),
+    [
+        ("", [], None, ""),
+        ("", ["mlx5_0"], None, "devices=mlx5_0"),
+        ("", ["mlx5_0", "mlx5_1"], 3, "devices=mlx5_0;mlx5_1,gpu=3"),
+        ("tc=106,gid=3", ["mlx5_0"], 0, "tc=106,gid=3,devices=mlx5_0,gpu=0"),
+        ("devices=mlx5_5,qps=4", [], 1, "devices=mlx5_5,qps=4,gpu=1"),
+        ("gpu=7", [], 1, "gpu=7"),
+    ],
+)
+def test_the_devices_reach_the_engines_setting(existing: str, names: list[str], gpu: int | None, setting: str) -> None:
+    assert rdma_options(existing, names, gpu) == (setting, "")
+    assert pdxfer.Config(environment=False, rdma=setting).items()["rdma"] == setting
+
+
+def test_the_command_line_wins_over_the_variable_and_says_so() -> None:
+    setting, note = rdma_options("devices=mlx5_5,tc=106", ["mlx5_0"], None)
+    assert setting == "devices=mlx5_0,tc=106"
+    assert "takes the place of devices=mlx5_5 in PDXFER_RDMA" in note

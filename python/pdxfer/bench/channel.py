@@ -145,7 +145,7 @@ def listen(address: str) -> socket.socket:
     return sock
 
 
-def connect(address: str, secret: str, version: str, timeout: float = HELLO_SECONDS) -> Channel:
+def connect(address: str, secret: str, version: str, timeout: float = HELLO_SECONDS, program: str = "bench") -> Channel:
     """A channel to a listening bench, after the challenge.
 
     Raises:
@@ -156,9 +156,9 @@ def connect(address: str, secret: str, version: str, timeout: float = HELLO_SECO
         sock = socket.create_connection((host or "localhost", port), timeout=timeout)
     except OSError as error:
         raise BenchError(
-            f"--connect {address}: {error.strerror or error}; is `pdxfer bench --listen` running there?"
+            f"--connect {address}: {error.strerror or error}; is `pdxfer {program} --listen` running there?"
         ) from None
-    channel = Channel(sock, f"the bench at {address}")
+    channel = Channel(sock, f"the {program} at {address}")
     try:
         _greet(channel, secret, version, timeout)
     except BaseException:

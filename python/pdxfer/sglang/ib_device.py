@@ -74,6 +74,29 @@ def parse(value: str) -> dict[str, list[str]]:
     return {"*": _names(value, text, "the list")}
 
 
+def rdma_options(existing: str, names: list[str], gpu: int | None) -> tuple[str, str]:
+    """The engine's setting ``rdma`` for one rank, and a note for the log.
+
+    Args:
+        existing: the user's setting (``PDXFER_RDMA``), whose other options are kept.
+        names: what `select` returned; the command line's devices replace the setting's.
+        gpu: the rank's CUDA ordinal; None: its KV cache is in host memory.
+
+    Returns:
+        (setting, note). An empty note: nothing to say.
+    """
+    options = dict(item.partition("=")[::2] for item in existing.split(",") if item)
+    note = ""
+    if names:
+        wanted = ";".join(names)
+        if options.get("devices", wanted) != wanted:
+            note = f"--disaggregation-ib-device takes the place of devices={options['devices']} in PDXFER_RDMA"
+        options["devices"] = wanted
+    if gpu is not None:
+        options.setdefault("gpu", str(gpu))
+    return ",".join(f"{name}={value}" for name, value in options.items()), note
+
+
 def select(value: str | None, gpu: int, present: list[str] | None = None) -> tuple[list[str], str]:
     """The devices for one GPU, and a note for the log.
 

@@ -97,7 +97,12 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
     def init_engine(self) -> None:
         """Start this rank's engine. Called by the base constructor, after its control socket is bound."""
         chosen = "PDXFER_HOST" in os.environ  # by the user; else the address that SGLang gives its own sockets
-        self._pdx = pdxfer.Engine(pdxfer.Config() if chosen else pdxfer.Config(host=str(self.local_ip).strip("[]")))
+        gpu = int(getattr(self.kv_args, "gpu_id", 0) or 0) if self._on_gpu else None
+        rdma, note = ib_device.rdma_options(pdxfer.Config().items()["rdma"], self._ib_devices, gpu)
+        if note:
+            logger.warning("pdxfer: %s", note)
+        host = str(self.local_ip).strip("[]")
+        self._pdx = pdxfer.Engine(pdxfer.Config(rdma=rdma) if chosen else pdxfer.Config(host=host, rdma=rdma))
         self._memory = MemoryTable(self._pdx, PointerDevices(self._on_gpu))
         endpoint = wire.endpoint_of(self.local_ip, self.rank_port)
         self._links = PeerLinks(self._pdx, lambda: endpoint)

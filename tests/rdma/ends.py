@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from bed import NEAR
 
 import pdxfer
 
@@ -90,6 +91,14 @@ class Server:
                 outcomes[number] = (type(error).__name__, time.monotonic())
         return [outcomes[number] for number in range(len(jobs))]
 
+    def stream(self, jobs: list[tuple[int, Pages, Pages]], patience: float, seconds: float) -> list[tuple[str, float]]:
+        """`move` the same bytes over and over, for `seconds` or until a batch fails: something is always in flight."""
+        end = time.monotonic() + seconds
+        while True:
+            outcomes = self.move(jobs, patience)
+            if time.monotonic() > end or any(outcome != "ok" for outcome, _ in outcomes):
+                return outcomes
+
     def wait_lost(self, patience: float) -> float | None:
         """When no peer was alive any more; None: there still is one after `patience` seconds."""
         deadline = time.monotonic() + patience
@@ -144,6 +153,8 @@ class Child:
         with open(self.path, "wb") as file:
             file.truncate(size)
         self.pool = map_pool(self.path, size)
+        if TRANSPORT == "rdma":  # one device per end: with two, pairs of one device would stay off the link
+            settings = {"rdma": f"devices={'rxe0' if host == NEAR else 'rxe1'}", **settings}
         self._link, theirs = _processes.Pipe()
         self._process = _processes.Process(target=_serve, args=(theirs, Server, (host, self.path, size, settings)))
         self._process.start()

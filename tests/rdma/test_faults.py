@@ -19,8 +19,9 @@ from ends import GUARD, TRANSPORT, Child, Pages
 POOL = 12 << 20
 PAGE_SIZES = (1024, 1152, 4096, 16384, 65536, 1 << 20)
 KILL_BOUND = 1.0  # seconds from the signal to the last typed error, default configuration
-CUT_BOUND = 4.0  # peer_timeout_ms of the default configuration and one second for the one CPU of the bed
+CUT_BOUND = 6.0  # twice the default peer_timeout_ms: queue pairs try to come back before the peer counts as lost
 PATIENCE = 20.0  # seconds after which a wait counts as a hang
+STREAM = 1.0  # seconds for which a sender goes on when nothing fails
 TYPED = {"ok", "PeerLostError"}
 FAULTS = ("kill receiver", "kill sender", "link down", "loss of all packets", "short outage")
 
@@ -126,8 +127,8 @@ def one_round(kind: str, ends: Ends, link: Link) -> tuple[float, Counter[str]]:
     verified_transfer(ends)
     ends.receiver.pool[:] = GUARD
     jobs = make_jobs(ends.rng, int(ends.rng.integers(2, 7)))
-    ends.sender.start("move", jobs, PATIENCE)
-    time.sleep(float(ends.rng.uniform(0, 0.08)))
+    ends.sender.start("stream", jobs, PATIENCE, STREAM)
+    time.sleep(float(ends.rng.uniform(0.01, 0.15)))
     begin = inject(kind, ends, link)
     if kind == "kill sender":
         lost = ends.receiver.call("wait_lost", PATIENCE, patience=PATIENCE + 5)

@@ -28,7 +28,7 @@ from pdxfer.bench.remote import spawn
 from pdxfer.bench.runner import Row, Runner, Settings, failed_figures, head
 from pdxfer.bench.workloads import Workload, workload_from_json
 
-RECEIVER_DEVICES = "PDXFER_BENCH_RECEIVER_DEVICES"  # what --isolate lets the receiving end see; set by the command line
+RECEIVER_DEVICES = "BENCH_RECEIVER_CUDA_DEVICES"  # what --isolate lets the receiving end see; set by the command line
 SILENCE_SECONDS = 150.0  # a worker that says nothing for so long hangs: two bounded transfers and a verification
 _MODULES = {"nixl": ("nixl", "nixl_cu13"), "mooncake": ("mooncake",), "nccl": ("torch",), "memcpy-batch": ("ctypes",)}
 

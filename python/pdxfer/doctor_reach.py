@@ -111,7 +111,7 @@ class Server:
     def do_check(self) -> Message:
         if self._end is None:
             raise BenchError("nothing is open")
-        return {"crc": zlib.crc32(self._end.pool)}
+        return {"crc": zlib.crc32(self._end.pool.data)}
 
     def do_close(self) -> Message:
         if self._end is not None:

@@ -31,6 +31,7 @@ struct OutBatch {
   const TransferPlan* plan = nullptr;
   std::vector<CopyState> copies;
   uint64_t outstanding = 0;  // requests and chunks that are not through
+  uint32_t strikes = 0;      // queue pairs that broke with a request of it in front
   bool touched = false, ended = false, end_sent = false, over = false;
   Status given_up;
   std::optional<uint64_t> tag;

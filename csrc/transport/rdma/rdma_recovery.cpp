@@ -16,12 +16,14 @@ namespace pdxfer::transport::rdma {
 namespace {
 
 constexpr auto kFirstBackoff = std::chrono::milliseconds(50);
+constexpr uint32_t kMostStrikes = 3;
 constexpr uint32_t kMostDoublings = 5;  // 1.6 s
 
 // The request itself was wrong, and not the way: the memory behind it went away, at one of the ends.
 bool request_fault(int status) noexcept {
-  return status == shim::kIbvWcLocLenErr || status == shim::kIbvWcLocProtErr || status == shim::kIbvWcLocAccessErr ||
-         status == shim::kIbvWcRemInvReqErr || status == shim::kIbvWcRemAccessErr;
+  constexpr int kRemOpErr = 11;
+  return status == kRemOpErr || status == shim::kIbvWcLocLenErr || status == shim::kIbvWcLocProtErr ||
+         status == shim::kIbvWcLocAccessErr || status == shim::kIbvWcRemInvReqErr || status == shim::kIbvWcRemAccessErr;
 }
 
 }  // namespace
@@ -53,9 +55,9 @@ void RdmaLink::on_completion(Rail& rail, const shim::IbvWc& wc) {
     });
     return;
   }
-  if (rail.state == Rail::State::kDown) return;  // the rest of its queue, flushed
   const Work* failed = rail.failed(wc.wr_id);
   if (failed == nullptr) return;
+  // Also on a rail that the other end gave up first: sent again, the request would fail there for ever.
   if (failed->kind == Work::Kind::kExtent && request_fault(wc.status))
     give_up(*failed->batch, {Code::kInvalid, wc.status,
                              wc.status == shim::kIbvWcRemAccessErr || wc.status == shim::kIbvWcRemInvReqErr
@@ -82,7 +84,11 @@ void RdmaLink::tear_down(Rail& rail) {
   rail.close();
   if (message_rail_ == &rail) message_rail_ = nullptr;
   std::vector<OutBatch*> dropped;
+  // Whose request stood first when a queue pair broke, though packets get through, is the suspect.
+  bool suspect = rail.why.native != shim::kIbvWcRetryExcErr && !rail.port.dead.load();
   rail.take_unfinished([&](const Work& work) {
+    if (work.kind == Work::Kind::kExtent && std::exchange(suspect, false) && ++work.batch->strikes == kMostStrikes)
+      give_up(*work.batch, {Code::kInvalid, rail.why.native, "its requests broke one queue pair after another"});
     if (work.kind == Work::Kind::kChunk) retry_.push_back(work);
     if (work.kind != Work::Kind::kExtent) return;
     if (work.batch->given_up.ok()) {

@@ -90,6 +90,7 @@ struct TokenListener::State {
 
   void run() noexcept;
   void accept_all() noexcept;
+  void make_room() noexcept;
   void read_preamble(Pending& connection) noexcept;
   void park(const Token& token, uint32_t index, UniqueFd fd);
   int sweep() noexcept;
@@ -122,6 +123,7 @@ void TokenListener::State::park(const Token& token, uint32_t index, UniqueFd fd)
 }
 
 void TokenListener::State::read_preamble(Pending& connection) noexcept {
+  if (connection.done) return;  // gave way in this turn
   while (connection.have < kPreambleBytes) {
     const ssize_t n = ::recv(connection.fd.get(), connection.bytes.data() + connection.have,
                              kPreambleBytes - connection.have, MSG_DONTWAIT);
@@ -157,7 +159,7 @@ void TokenListener::State::accept_all() noexcept {
       accept_again = Clock::now() + std::chrono::milliseconds(100);
       return;
     }
-    if (pending.size() >= kMaxPending) continue;  // closes it
+    make_room();
     Pending* connection = nullptr;
     try {
       connection = &pending.emplace_back();
@@ -167,8 +169,20 @@ void TokenListener::State::accept_all() noexcept {
     } catch (const std::exception& error) {
       log(LogLevel::kWarning, std::string("dropped an incoming connection: ") + error.what());
       if (connection != nullptr) pending.pop_back();
+      continue;
     }
+    read_preamble(*connection);  // often there already: then it takes no place among the waiting
   }
+}
+
+// The longest silent one gives way, not the newcomer: a crowd of strangers must not shut out a peer. It stays in the
+// list until sweep(), since an event of this turn may still point to it.
+void TokenListener::State::make_room() noexcept {
+  const auto waits = [](const Pending& p) { return !p.done; };
+  if (static_cast<size_t>(std::count_if(pending.begin(), pending.end(), waits)) < kMaxPending) return;
+  const auto oldest = std::find_if(pending.begin(), pending.end(), waits);
+  oldest->done = true;
+  oldest->fd.reset();
 }
 
 // Closes what waited too long; returns the milliseconds to the next thing to look at.

@@ -1,8 +1,9 @@
 // TokenListener: the door through which the data connections of a link come in. It owns a listening socket (TCP or
 // abstract AF_UNIX) and one thread; each connection must present, within 2 s, a fixed 24-byte preamble
 // {16-byte token, u32 index, u32 magic} little-endian, and is then parked until the end that knows the token takes it.
-// Strangers are bounded in number and time and never delay anybody: at most 64 connections without a preamble, at
-// most 64 parked under a token that nobody expects yet (the other end may be a little faster), those for 3 s.
+// Strangers are bounded in number and time and never delay anybody: at most 64 connections without a preamble, of which
+// the oldest gives way to a newcomer, and at most 64 parked under a token that nobody expects yet (the other end may be
+// a little faster), those for 3 s.
 // Used by tcp and shm at set-up; expect, take and forget may be called from any thread.
 #pragma once
 

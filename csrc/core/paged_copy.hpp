@@ -57,11 +57,12 @@ inline Extent next_extent(const PagedCopy& copy, Cursor& cursor, uint64_t budget
   return e;
 }
 
-// Move the cursor `bytes` further: whole pairs in one step each, then whole runs. Stops at the end of the copy;
-// returns how far it came. Requires seal().
-inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes) noexcept {
+// Move the cursor `bytes` further: whole pairs in one step each, then whole runs. Stops at the end of the copy, or
+// where pair `pair_end` begins; returns how far it came. Requires seal().
+inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes,
+                        uint32_t pair_end = UINT32_MAX) noexcept {
   const uint64_t wanted = bytes;
-  while (bytes > 0 && !at_end(copy, cursor)) {
+  while (bytes > 0 && cursor.pair < pair_end && !at_end(copy, cursor)) {
     const RegionPair& p = copy.pairs[cursor.pair];
     if (cursor == Cursor{cursor.pair, 0, 0, 0} && bytes >= copy.slots * p.slot_bytes) {
       bytes -= copy.slots * p.slot_bytes;
@@ -93,6 +94,29 @@ inline uint64_t position(const PagedCopy& copy, const Cursor& cursor) noexcept {
   if (at_end(copy, cursor)) return bytes;
   for (uint32_t i = 0; i < cursor.run; ++i) slots += copy.runs[i].count;
   return bytes + slots * copy.pairs[cursor.pair].slot_bytes + cursor.byte;
+}
+
+// The bytes from one cursor to a later one. Requires seal().
+inline uint64_t bytes_between(const PagedCopy& copy, Cursor from, const Cursor& to) noexcept {
+  uint64_t bytes = 0;
+  while (from.pair != to.pair || from.run != to.run) {
+    const RegionPair& p = copy.pairs[from.pair];
+    const Cursor begin{from.pair, 0, 0, 0};
+    if (from == begin && from.pair < to.pair) {
+      bytes += copy.slots * p.slot_bytes;
+      ++from.pair;
+      continue;
+    }
+    bytes += (copy.runs[from.run].count - uint64_t{from.slot}) * p.slot_bytes - from.byte;
+    from.slot = 0;
+    from.byte = 0;
+    if (++from.run == copy.runs.size()) {
+      from.run = 0;
+      ++from.pair;
+    }
+  }
+  if (from == to) return bytes;
+  return bytes + (uint64_t{to.slot} - from.slot) * copy.pairs[to.pair].slot_bytes + to.byte - from.byte;
 }
 
 enum class Side : uint8_t { kSrc, kDst };

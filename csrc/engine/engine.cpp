@@ -11,6 +11,7 @@
 #include "core/sha256.hpp"
 #include "engine/registry.hpp"
 #include "pack/device_copier.hpp"
+#include "sys/cuda_memory.hpp"
 
 namespace pdxfer::engine {
 namespace {
@@ -95,6 +96,7 @@ void Engine::make_transports() {
     context.shm_path = config_.shm_path;
     context.cuda = config_.cuda;
     context.device_copy = device_copy_factory(config_.cuda);
+    context.pin = sys::pin_host;
     context.rdma = RdmaOptions::parse(config_.rdma);
     context.wake = [this] { worker_.wake(); };
     Slot slot;

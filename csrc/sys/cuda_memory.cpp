@@ -60,4 +60,19 @@ void CudaMemory::read(std::span<std::byte> to) const {
   if (!to.empty()) shim::cuda_check(shim::cuda().api.copy_to_host(to.data(), pointer_, to.size()), "cuMemcpyDtoH");
 }
 
+std::shared_ptr<void> pin_host(int ordinal, std::byte* data, size_t bytes) {
+  constexpr unsigned kPortableAndMapped = 1 | 2;
+  auto context = std::make_shared<CudaContext>(ordinal);
+  const CudaScope scope(*context);
+  shim::cuda_check(shim::cuda().api.host_register(data, bytes, kPortableAndMapped), "cuMemHostRegister");
+  return {data, [context](void* pointer) {
+            try {
+              const CudaScope inside(*context);
+              log_failure(shim::cuda().api.host_unregister(pointer), "cuMemHostUnregister failed");
+            } catch (const Error& error) {
+              log(LogLevel::kWarning, error.what());
+            }
+          }};
+}
+
 }  // namespace pdxfer::sys

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 
 #include "shim/cuda.hpp"
@@ -50,5 +51,9 @@ class CudaMemory {
  private:
   shim::CuDevicePtr pointer_ = 0;
 };
+
+// Makes host memory that is mapped already reachable by every device, at its own address (unified addressing), until
+// the result goes; page-locked meanwhile. Any thread. Throws Error(kUnavailable).
+std::shared_ptr<void> pin_host(int ordinal, std::byte* data, size_t bytes);
 
 }  // namespace pdxfer::sys

@@ -114,11 +114,16 @@ class Transport {
 using HostCopy = std::function<uint64_t(const PagedCopy& copy, Cursor& cursor, uint64_t budget,
                                         std::span<std::byte* const> src, std::span<std::byte* const> dst)>;
 
+// Makes host memory reachable by the GPUs of this process, at the same address, while the result lives; `ordinal` is
+// one of them. Throws Error(kUnavailable) with the reason.
+using HostPin = std::function<std::shared_ptr<void>(int ordinal, std::byte* data, uint64_t bytes)>;
+
 // What the engine gives a transport at creation.
 struct Context {
   Limits limits;
   HostCopy copy;
   DeviceCopyFactory device_copy;  // empty: no device memory here
+  HostPin pin;                    // likewise
   std::string host;               // Config::host
   std::string cuda;               // Config::cuda
   std::string shm_path;           // Config::shm_path

@@ -30,6 +30,11 @@ struct MemoryKind {
 };
 inline MemoryKind memory_kind;
 
+// Which regions are memory of a GPU; a test file of device memory sets it before its cases run. What stands for a GPU's
+// memory is host memory at addresses that no processor instruction can use (fake_device_copy.hpp takes the tag off).
+inline int (*device_of)(RegionId) = [](RegionId) { return kHost; };
+inline constexpr uint64_t kDeviceTag = 1ull << 60;
+
 // A region between two guards, with a copy of what all of it should hold.
 class Memory {
  public:
@@ -41,7 +46,9 @@ class Memory {
       std::memcpy(storage_.get() + at, &word, std::min(sizeof word, size_ - at));
     }
     expect_present();
-    region_.buffer = {storage_.get() + kGuard, bytes, memory_kind.device};
+    const int tagged = device_of(id);
+    const auto address = reinterpret_cast<uint64_t>(data()) + (tagged == kHost ? 0 : kDeviceTag);
+    region_.buffer = {reinterpret_cast<std::byte*>(address), bytes, tagged == kHost ? memory_kind.device : tagged};
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
@@ -49,7 +56,7 @@ class Memory {
   const Region& region() const { return region_; }
   RegionId id() const { return region_.id; }
   uint64_t bytes() const { return region_.buffer.bytes; }
-  std::byte* data() { return region_.buffer.data; }
+  std::byte* data() { return storage_.get() + kGuard; }
   std::byte* expected_data() { return expected.data() + kGuard; }
   bool as_expected() const { return std::equal(expected.begin(), expected.end(), storage_.get()); }
   void expect_present() { expected.assign(storage_.get(), storage_.get() + size_); }

@@ -15,7 +15,7 @@ TEST_CASE("IPv6, a name and wildcard addresses carry a batch") {
   }
 }
 
-TEST_CASE("device memory is refused by name, and a wildcard needs a hint") {
+TEST_CASE("device memory without device copies is refused by name, and a wildcard needs a hint") {
   conformance::End a(kFactory);
   std::byte some[16];
   CHECK_THROWS_WITH_AS(a.transport->register_memory({7, {some, 16, 1}}), doctest::Contains("CUDA device 1"),

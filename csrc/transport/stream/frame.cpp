@@ -23,6 +23,8 @@ const char* refusal_text(Refusal refusal) noexcept {
       return "the receiver holds too many unfinished batches";
     case Refusal::kSender:
       return "given up by the sender";
+    case Refusal::kDevice:
+      return "the receiver's GPU failed";
   }
   return "refused by the receiver for a reason unknown here";
 }

@@ -62,7 +62,8 @@ enum class Refusal : uint32_t {
   kCount,
   kDeregistered,
   kCrowded,
-  kSender
+  kSender,
+  kDevice
 };
 const char* refusal_text(Refusal refusal) noexcept;
 // The status of a batch as its receiver reported it; words that no receiver of ours sends read as kInternal.

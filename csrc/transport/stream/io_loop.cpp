@@ -11,6 +11,13 @@
 #include "core/status.hpp"
 
 namespace pdxfer::transport::stream {
+namespace {
+// A piece takes a GPU some tens of microseconds: less than it takes to be woken. One that waits behind a model's
+// kernels takes milliseconds, which are slept.
+constexpr auto kSpin = std::chrono::microseconds(300);
+constexpr int kDeviceSleepMs = 1;
+constexpr int kSleepMs = 1000;
+}  // namespace
 
 struct IoLoop::Task {
   const std::function<void()>& work;
@@ -42,6 +49,7 @@ void IoLoop::remove(int fd, Driven& driven) noexcept {
   poller_.remove(fd);
   run([this, &driven] {
     std::erase(due_, &driven);
+    std::erase(on_device_, &driven);
     const std::lock_guard lock(mutex_);
     std::erase(kicked_, &driven);
     driven.removed_ = true;
@@ -89,6 +97,13 @@ void IoLoop::take_inbox() {
   }
 }
 
+// How long to wait for an edge, in milliseconds.
+int IoLoop::patience(bool idle) noexcept {
+  if (!idle) return 0;
+  if (on_device_.empty()) return kSleepMs;
+  return std::chrono::steady_clock::now() < spin_until_ ? 0 : kDeviceSleepMs;
+}
+
 void IoLoop::work() noexcept {
   std::array<sys::Poller::Event, 64> events;
   for (;;) {
@@ -99,14 +114,22 @@ void IoLoop::work() noexcept {
       // Whoever fills the inbox while sleeping_ is set wakes the poller.
       idle = sleeping_ = due_.empty() && kicked_.empty() && tasks_.empty();
     }
-    const size_t n = poller_.wait(events, idle ? 1000 : 0);
+    const size_t n = poller_.wait(events, patience(idle));
     for (size_t i = 0; i < n; ++i) mark_due(*static_cast<Driven*>(events[i].what));
     take_inbox();
+    for (Driven* driven : on_device_) mark_due(*driven);
+    on_device_.clear();
     turning_.swap(due_);
     due_.clear();
     for (Driven* driven : turning_) driven->due_ = false;
-    for (Driven* driven : turning_)
-      if (driven->turn()) mark_due(*driven);
+    for (Driven* driven : turning_) {
+      const Turn turn = driven->turn();
+      if (turn == Turn::kDevice) on_device_.push_back(driven);
+      if (turn == Turn::kAgain) mark_due(*driven);
+      if (turn != Turn::kDevice) spin_until_ = {};
+    }
+    if (!on_device_.empty() && spin_until_ == std::chrono::steady_clock::time_point{})
+      spin_until_ = std::chrono::steady_clock::now() + kSpin;
     turning_.clear();
   }
 }

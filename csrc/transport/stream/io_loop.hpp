@@ -1,8 +1,9 @@
 // IoLoop: one thread that drives channels with epoll. What it drives is Driven; turn() is called on the loop's thread
-// only, whenever its descriptor had an edge, somebody kicked it, or its last turn had more to do.
+// only, whenever its descriptor had an edge, somebody kicked it, or its last turn asked for another.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -13,11 +14,17 @@
 
 namespace pdxfer::transport::stream {
 
+enum class Turn : uint8_t {
+  kIdle,    // an edge or a kick will say when there is more to do
+  kAgain,   // there is more to do at once
+  kDevice,  // a GPU has something under way that gives no sign: look again soon
+};
+
 class Driven {
  public:
   virtual ~Driven() = default;
-  // A bounded piece of work; true when there is more to do at once.
-  virtual bool turn() noexcept = 0;
+  // A bounded piece of work.
+  virtual Turn turn() noexcept = 0;
 
  private:
   friend class IoLoop;
@@ -45,10 +52,12 @@ class IoLoop {
   void work() noexcept;
   void mark_due(Driven& driven);
   void take_inbox();
+  int patience(bool idle) noexcept;
 
   sys::Poller poller_;
-  std::vector<Driven*> due_, turning_;  // loop thread
-  std::mutex mutex_;                    // guards what follows
+  std::vector<Driven*> due_, turning_, on_device_;      // loop thread
+  std::chrono::steady_clock::time_point spin_until_{};  // likewise
+  std::mutex mutex_;                                    // guards what follows
   std::vector<Driven*> kicked_;
   std::vector<Task*> tasks_;
   bool sleeping_ = false, stopping_ = false;

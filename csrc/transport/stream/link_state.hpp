@@ -29,9 +29,11 @@ struct Inbound {
   Refusal refusal = Refusal::kNone;
 };
 
+inline constexpr Status kSourceGone{Code::kInvalid, 0, "a source region was deregistered"};
+
 // From io threads to the worker.
 struct LinkEvent {
-  enum class Kind : uint8_t { kAcked, kFlushed, kRevoked, kArrived } kind = Kind::kAcked;
+  enum class Kind : uint8_t { kAcked, kFlushed, kGivenUp, kArrived } kind = Kind::kAcked;
   BatchId batch = 0;
   Status status;
   Completion arrival;

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "core/types.hpp"
+#include "transport/stream/place.hpp"
 
 namespace pdxfer::transport::stream {
 
@@ -19,9 +20,10 @@ struct Outbound {
       : id(number), plan(what), copies(what == nullptr ? 0 : what->copies.size()) {}
 
   struct CopyState {
-    std::vector<std::byte*> bases;  // where the source region of each pair begins; set before the first item
-    uint64_t planned = 0;           // streams on which its PLAN goes first, one bit each; worker
-    uint64_t epoch = 0;             // of the region table when it was last checked; worker
+    std::vector<Place> places;  // of the source region of each pair; set before the first item
+    uint64_t number = 0;        // of the copy, for DeviceLane; set with places
+    uint64_t planned = 0;       // streams on which its PLAN goes first, one bit each; worker
+    uint64_t epoch = 0;         // of the region table when it was last checked; worker
   };
 
   const BatchId id;
@@ -50,6 +52,7 @@ struct SendItem {
   uint64_t epoch = 0;
   uint32_t copy = 0;
   bool with_plan = false;
+  int device = kHost;  // of the source; one for the whole piece
 };
 
 class SendQueue {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "transport/check_copy.hpp"
 #include "transport/stream/small_extents.hpp"
@@ -15,8 +16,8 @@ constexpr size_t kScratch = 64 << 10;
 constexpr size_t kSinkEntries = 16;  // times kScratch: what one read may throw away
 }  // namespace
 
-Receiver::Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index)
-    : link_(link), channel_(channel), acks_(acks), index_(index), scratch_(kScratch) {}
+Receiver::Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index, DeviceLane& lane)
+    : link_(link), channel_(channel), acks_(acks), index_(index), scatters_(link, lane), scratch_(kScratch) {}
 
 bool Receiver::turn_away(const char* why) noexcept {
   malformed_ = why;
@@ -25,7 +26,9 @@ bool Receiver::turn_away(const char* why) noexcept {
 
 int Receiver::pump(uint64_t budget) {
   for (uint64_t done = 0; done < budget;) {
+    if (!finish_scatters()) return -EPROTO;
     const int64_t n = read_some();
+    if (n == 0) flush_slot(false);
     if (n <= 0) return static_cast<int>(n);
     done += static_cast<uint64_t>(n);
     // A header may have come with the payload before it, and a frame may have no body: see how far we are.
@@ -39,6 +42,7 @@ int Receiver::pump(uint64_t budget) {
 int64_t Receiver::read_some() {
   if (stage_ == Stage::kPayload) {
     if (at_ == end_) fill();
+    if (at_ == end_) return 0;  // no slot
     const iovec packed{packed_.data(), std::min<uint64_t>(kPackBytes, window_)};
     const int64_t n = packing_ ? channel_.readv({&packed, 1}) : channel_.readv({iov_.data() + at_, end_ - at_});
     if (n > 0) consume(static_cast<uint64_t>(n), packing_ ? packed_.data() : nullptr);
@@ -87,9 +91,13 @@ bool Receiver::on_header() {
   return turn_away("malformed frame: unknown type");
 }
 
-Receiver::Batch* Receiver::open(BatchId id) {
-  Batch& batch = batches_[id];
+InboundBatch* Receiver::open(BatchId id) {
+  InboundBatch& batch = batches_[id];
   if (batch.shared == nullptr) batch.shared = link_.open(id);
+  if (batch.ended) {
+    turn_away("malformed frame: a batch goes on after its end");
+    return nullptr;
+  }
   if (batch.shared != nullptr) return &batch;
   batches_.erase(id);
   turn_away("too many unfinished batches");
@@ -100,8 +108,8 @@ bool Receiver::begin_plan() {
   batch_ = open(header_.batch);
   if (batch_ == nullptr) return false;
   if (batch_->find(header_.copy) != nullptr) return turn_away("malformed frame: a second plan for one copy");
-  auto plan = std::make_unique<Plan>(link_);
-  const uint64_t memory = header_.words[0] * (sizeof(RegionPair) + sizeof(std::byte*)) + header_.words[1] * sizeof(Run);
+  auto plan = std::make_unique<InboundPlan>(link_);
+  const uint64_t memory = header_.words[0] * (sizeof(RegionPair) + sizeof(Place)) + header_.words[1] * sizeof(Run);
   if (link_.reserve_plan(memory)) {
     plan->reserved = memory;
   } else {
@@ -149,7 +157,7 @@ void Receiver::finish_plan() {
   std::vector<uint64_t> sizes;
   for (const RegionPair& p : copy.pairs) {
     const Buffer buffer = link_.regions.find(p.dst);
-    plan_->bases.push_back(buffer.data);
+    plan_->places.push_back({buffer.data, buffer.device});
     sizes.push_back(buffer.bytes);
     if (buffer.data == nullptr && why == Refusal::kNone) why = Refusal::kUnknownRegion;
   }
@@ -166,6 +174,7 @@ bool Receiver::begin_chunk() {
   const auto found = batches_.find(header_.batch);
   if (found == batches_.end()) return turn_away("malformed frame: chunk of an unknown batch");
   batch_ = &found->second;
+  if (batch_->ended) return turn_away("malformed frame: a batch goes on after its end");
   plan_ = batch_->find(header_.copy);
   if (plan_ == nullptr) return turn_away("malformed frame: chunk without a plan");
   cursor_ = {header_.words[0], header_.words[1], header_.words[2], header_.count};
@@ -182,20 +191,17 @@ bool Receiver::begin_chunk() {
 
 void Receiver::fill() {
   at_ = end_ = 0;
+  packing_ = starved_ = false;
   const uint64_t before = unfilled_;
-  while (!sink_ && unfilled_ > 0 && end_ < iov_.size()) {
-    if (at_end(plan_->copy, cursor_)) {  // the chunk is longer than the rest of its copy
-      link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
-      sink_ = true;
-      break;
-    }
-    const Extent e = next_extent(plan_->copy, cursor_, unfilled_);
-    std::byte* const to = plan_->bases[e.pair] + e.dst_offset;
-    unfilled_ -= e.bytes;
-    if (end_ > 0 && static_cast<std::byte*>(iov_[end_ - 1].iov_base) + iov_[end_ - 1].iov_len == to)
-      iov_[end_ - 1].iov_len += e.bytes;
-    else
-      iov_[end_++] = {to, e.bytes};
+  if (!sink_ && at_end(plan_->copy, cursor_)) {  // the chunk is longer than the rest of its copy
+    link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
+    sink_ = true;
+  }
+  if (!sink_ && plan_->places[cursor_.pair].device != kHost) {
+    fill_slot();
+    if (slot_ == SlotPool::kNone) return;
+  } else if (!sink_) {
+    fill_host();
   }
   for (size_t i = 0; sink_ && unfilled_ > 0 && i < kSinkEntries && end_ < iov_.size(); ++i) {
     const uint64_t bytes = std::min<uint64_t>(unfilled_, kScratch);
@@ -203,7 +209,7 @@ void Receiver::fill() {
     unfilled_ -= bytes;
   }
   window_ = before - unfilled_;
-  packing_ = !sink_ && worth_packing(window_, end_);
+  packing_ = !sink_ && slot_ == SlotPool::kNone && worth_packing(window_, end_);
   if (packing_) packed_.resize(kPackBytes);
   // The next header rides along: in the steady state a chunk needs no read of its own for it.
   if (unfilled_ == 0 && end_ < iov_.size()) {
@@ -212,7 +218,60 @@ void Receiver::fill() {
   }
 }
 
-void Receiver::consume(uint64_t bytes, const std::byte* packed) noexcept {
+void Receiver::fill_host() {
+  const std::vector<Place>& places = plan_->places;
+  while (unfilled_ > 0 && end_ < iov_.size() && !at_end(plan_->copy, cursor_) && places[cursor_.pair].device == kHost) {
+    const Extent e = next_extent(plan_->copy, cursor_, unfilled_);
+    std::byte* const to = places[e.pair].base + e.dst_offset;
+    unfilled_ -= e.bytes;
+    if (end_ > 0 && static_cast<std::byte*>(iov_[end_ - 1].iov_base) + iov_[end_ - 1].iov_len == to)
+      iov_[end_ - 1].iov_len += e.bytes;
+    else
+      iov_[end_++] = {to, e.bytes};
+  }
+}
+
+void Receiver::fill_slot() {
+  slot_ = scatters_.take();
+  starved_ = slot_ == SlotPool::kNone;
+  if (starved_) return;
+  slot_cursor_ = cursor_;
+  slot_have_ = 0;
+  slot_size_ = advance(plan_->copy, cursor_, std::min(unfilled_, scatters_.slot_bytes()),
+                       same_device_end(plan_->places, cursor_.pair));
+  unfilled_ -= slot_size_;
+  iov_[end_++] = {scatters_.data(slot_), slot_size_};
+}
+
+// Hands what the slot holds to the GPU. Without `all`, the channel is empty: a slot is then not kept for bytes that may
+// come late or never, but while pieces are under way more is collected, so that a slow wire makes no tiny pieces.
+void Receiver::flush_slot(bool all) {
+  if (slot_ == SlotPool::kNone || (!all && !scatters_.empty())) return;
+  const uint32_t slot = std::exchange(slot_, SlotPool::kNone);
+  if (slot_have_ == 0)
+    scatters_.give_back(slot);
+  else
+    scatters_.add(*batch_, *plan_, slot_cursor_, slot_have_, slot);
+  if (all) return;
+  cursor_ = slot_cursor_;
+  advance(plan_->copy, cursor_, slot_have_);
+  unfilled_ += slot_size_ - slot_have_;
+  at_ = end_ = 0;
+}
+
+void Receiver::drop_slot() noexcept {
+  if (slot_ != SlotPool::kNone) scatters_.give_back(std::exchange(slot_, SlotPool::kNone));
+}
+
+// Batches whose last scatter is over and whose END came before it.
+bool Receiver::finish_scatters() {
+  if (scatters_.empty()) return true;
+  ended_.clear();
+  scatters_.progress(ended_);
+  return std::ranges::all_of(ended_, [&](InboundBatch* batch) { return end(*batch); });
+}
+
+void Receiver::consume(uint64_t bytes, const std::byte* packed) {
   if (packed != nullptr) {
     at_ += scatter({iov_.data() + at_, end_ - at_}, packed, bytes);
   } else {
@@ -228,6 +287,10 @@ void Receiver::consume(uint64_t bytes, const std::byte* packed) noexcept {
   window_ -= bytes;
   const uint64_t payload = std::min(bytes, unread_);
   unread_ -= payload;
+  if (slot_ != SlotPool::kNone) {
+    slot_have_ += std::min(bytes, slot_size_ - slot_have_);
+    if (slot_have_ == slot_size_) flush_slot(true);
+  }
   if (unread_ > 0) return;
   header_have_ = bytes - payload;
   batch_->received += header_.body;
@@ -237,12 +300,23 @@ void Receiver::consume(uint64_t bytes, const std::byte* packed) noexcept {
 
 bool Receiver::finish_end() {
   stage_ = Stage::kHeader;
-  const Batch* batch = open(header_.batch);
+  InboundBatch* const batch = open(header_.batch);
   if (batch == nullptr) return false;
-  const uint64_t received = batch->received;
-  batches_.erase(header_.batch);
+  batch->ended = true;
+  batch->end = header_;
+  batch->tail = std::exchange(tail_, {});
+  return batch->scatters > 0 || end(*batch);
+}
+
+// Everything of the batch on this stream is in place.
+bool Receiver::end(InboundBatch& batch) {
+  for (const auto& [copy, plan] : batch.plans) scatters_.release(*plan);
+  const FrameHeader header = batch.end;
+  const uint64_t received = batch.received;
+  Bytes tail = std::move(batch.tail);
+  batches_.erase(header.batch);
   std::optional<FrameHeader> ack;
-  if (const char* why = link_.end(index_, header_, std::exchange(tail_, {}), received, ack)) return turn_away(why);
+  if (const char* why = link_.end(index_, header, std::move(tail), received, ack)) return turn_away(why);
   if (!ack.has_value()) return true;
   acks_.push_ack(*ack);
   link_.wake();
@@ -252,11 +326,13 @@ bool Receiver::finish_end() {
 void Receiver::revoke(RegionId region) {
   for (auto& [id, batch] : batches_)
     for (auto& [copy, plan] : batch.plans) {
-      if (plan->sink || plan->bases.empty()) continue;  // one still being read is checked when it is complete
+      if (plan->sink || plan->places.empty()) continue;  // one still being read is checked when it is complete
       if (std::ranges::none_of(plan->copy.pairs, [&](const RegionPair& p) { return p.dst == region; })) continue;
       plan->sink = true;
+      scatters_.settle(plan.get());
       link_.refuse(*batch.shared, Code::kInvalid, Refusal::kDeregistered);
       if (stage_ != Stage::kPayload || plan.get() != plan_) continue;
+      drop_slot();
       sink_ = true;
       unfilled_ = unread_;
       at_ = end_ = 0;
@@ -265,6 +341,10 @@ void Receiver::revoke(RegionId region) {
 }
 
 void Receiver::close() noexcept {
+  drop_slot();
+  scatters_.settle(nullptr);
+  for (auto& [id, batch] : batches_)
+    for (const auto& [copy, plan] : batch.plans) scatters_.release(*plan);
   batches_.clear();
   stage_ = Stage::kHeader;
   header_have_ = 0;

@@ -1,6 +1,7 @@
 // Receiver: the incoming half of one stream. It checks every frame, and reads the payload of chunks straight into the
-// registered memory that their PLAN names (through a buffer in cache where extents are small, small_extents.hpp); what
-// must not land is read into a sink. Its io thread only.
+// registered memory that their PLAN names (through a buffer in cache where extents are small, small_extents.hpp, and
+// through pinned slots where it is device memory, scatters.hpp); what must not land is read into a sink. Its io thread
+// only.
 #pragma once
 
 #include <sys/uio.h>
@@ -13,13 +14,14 @@
 
 #include "transport/stream/channel.hpp"
 #include "transport/stream/link_state.hpp"
+#include "transport/stream/scatters.hpp"
 #include "transport/stream/sender.hpp"
 
 namespace pdxfer::transport::stream {
 
 class Receiver {
  public:
-  Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index);
+  Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index, DeviceLane& lane);
 
   // Reads about `budget` bytes. 1: more to do at once; 0: the channel is empty; -errno: it is dead, or -EPROTO: a frame
   // was malformed and malformed() says how.
@@ -28,39 +30,28 @@ class Receiver {
   // From now on nothing of ours is written to the region.
   void revoke(RegionId region);
   void close() noexcept;
+  // Only the GPU, or a slot that comes free, says when to go on.
+  bool waits_for_device() const noexcept { return !scatters_.empty() || starved_; }
 
  private:
-  struct Plan {
-    explicit Plan(LinkState& owner) : link(owner) {}
-    ~Plan() { link.release_plan(reserved); }
-    LinkState& link;
-    PagedCopy copy;  // destination side; the source side is dense, because that is what the stream is
-    std::vector<std::byte*> bases;
-    uint64_t reserved = 0;
-    bool sink = false;  // refused: its chunks land nowhere
-  };
-  struct Batch {
-    std::shared_ptr<Inbound> shared;
-    std::vector<std::pair<uint32_t, std::unique_ptr<Plan>>> plans;  // by copy
-    uint64_t received = 0;
-    Plan* find(uint32_t copy) const noexcept {
-      for (const auto& [index, plan] : plans)
-        if (index == copy) return plan.get();
-      return nullptr;
-    }
-  };
   enum class Stage : uint8_t { kHeader, kPlan, kPayload, kTail };
 
   bool turn_away(const char* why) noexcept;
-  Batch* open(BatchId id);
+  InboundBatch* open(BatchId id);
   bool on_header();
   bool begin_plan();
   bool begin_chunk();
   bool finish_end();
+  bool end(InboundBatch& batch);
+  bool finish_scatters();
   void parse_plan(size_t bytes);
   void finish_plan();
   void fill();
-  void consume(uint64_t bytes, const std::byte* packed) noexcept;
+  void fill_host();
+  void fill_slot();
+  void flush_slot(bool all);
+  void drop_slot() noexcept;
+  void consume(uint64_t bytes, const std::byte* packed);
   int64_t read_some();
 
   LinkState& link_;
@@ -68,15 +59,17 @@ class Receiver {
   Sender& acks_;
   const uint32_t index_;
   const char* malformed_ = nullptr;
-  std::unordered_map<BatchId, Batch> batches_;
+  std::unordered_map<BatchId, InboundBatch> batches_;
+  Scatters scatters_;
+  std::vector<InboundBatch*> ended_;  // scratch
 
   Stage stage_ = Stage::kHeader;
   std::array<std::byte, kHeaderBytes> header_bytes_{};
   size_t header_have_ = 0;
   FrameHeader header_;
-  Batch* batch_ = nullptr;  // of the frame under way
-  Plan* plan_ = nullptr;    // likewise
-  uint64_t unread_ = 0;     // of the frame's body, not yet read
+  InboundBatch* batch_ = nullptr;  // of the frame under way
+  InboundPlan* plan_ = nullptr;    // likewise
+  uint64_t unread_ = 0;            // of the frame's body, not yet read
   Bytes tail_;
 
   // PLAN: what was read and not yet parsed. Otherwise the sink.
@@ -92,6 +85,12 @@ class Receiver {
   bool sink_ = false;
   bool packing_ = false;  // this window is read into packed_ and scattered from there
   std::vector<std::byte> packed_;
+
+  // CHUNK into device memory: the slot that the window is, its bytes' place in the plan, and how many came.
+  uint32_t slot_ = SlotPool::kNone;
+  Cursor slot_cursor_;
+  uint64_t slot_size_ = 0, slot_have_ = 0;
+  bool starved_ = false;  // there was no slot
 };
 
 }  // namespace pdxfer::transport::stream

@@ -13,15 +13,11 @@ namespace pdxfer::transport::stream {
 
 class RegionTable {
  public:
-  // `transport` names the caller in errors. Throws Error(kInvalid) or, for device memory, Error(kUnavailable).
+  // `transport` names the caller in errors. Throws Error(kInvalid).
   void add(const Region& region, const char* transport) {
     const std::string what = "register region " + std::to_string(region.id) + " with " + transport;
     if (region.id == kNoId || region.buffer.data == nullptr || region.buffer.bytes == 0)
       throw Error(Code::kInvalid, what + ": it has no id or no bytes");
-    if (region.buffer.device != kHost)
-      throw Error(Code::kUnavailable, what + ": it is memory of CUDA device " + std::to_string(region.buffer.device) +
-                                          " and this transport moves host memory; register a host buffer, or choose a "
-                                          "transport for device memory with PDXFER_TRANSPORTS");
     const std::lock_guard lock(mutex_);
     if (!regions_.emplace(region.id, region.buffer).second)
       throw Error(Code::kInvalid, what + ": the id is registered already");

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "core/paged_copy.hpp"
 #include "transport/stream/small_extents.hpp"
@@ -16,17 +17,20 @@ constexpr size_t kPlanReserve = 4096;  // begin a frame only when this much scra
 alignas(64) constexpr std::byte kZeros[64 << 10] = {};
 }  // namespace
 
-Sender::Sender(LinkState& link, Channel& channel, uint32_t index)
+Sender::Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& lane)
     : link_(link),
       channel_(channel),
       index_(index),
       queue_(std::max<uint64_t>(2 * link.limits.chunk_bytes, 1 << 20)),
+      gathers_(link, lane, nullptr),
       scratch_(kScratch) {
   ends_.reserve(64);
+  slots_.reserve(64);
 }
 
 int Sender::pump(uint64_t budget) {
   uint64_t done = 0;
+  take_ahead();  // gathers run while this window is written
   while (done < budget) {
     if (at_ == end_) {
       fill();
@@ -57,6 +61,8 @@ void Sender::consume(uint64_t bytes) {
       link_.post({LinkEvent::Kind::kFlushed, id, {}, {}});
   }
   ends_.clear();
+  for (const uint32_t slot : slots_) gathers_.give_back(slot);
+  slots_.clear();
 }
 
 void Sender::append(const void* data, uint64_t bytes) noexcept {
@@ -99,6 +105,12 @@ void Sender::fill() {
   end_ = 1;
 }
 
+void Sender::take_ahead() {
+  bool hungry = false;
+  gathers_.fill(queue_, hungry);
+  if (hungry) link_.wake();
+}
+
 // The next frame's header, acknowledgements first: they free the other end's batches. False when there is nothing.
 bool Sender::begin_next() {
   if (!acks_.empty()) {
@@ -106,15 +118,18 @@ bool Sender::begin_next() {
     acks_.pop_front();
     return true;
   }
-  bool hungry = false;
-  const bool any = queue_.pop(item_, hungry);
-  if (hungry) link_.wake();
-  if (!any) return false;
+  for (auto front = Gathers::Front::kNone; front == Gathers::Front::kNone;) {
+    take_ahead();
+    if (gathers_.empty()) return false;
+    front = gathers_.next(item_, slot_);  // kNone: what was taken belonged to batches given up meanwhile
+    if (front == Gathers::Front::kWait) return false;
+  }
   if (item_.bytes == 0) {
+    gathers_.end(*item_.batch);
     append_end(*item_.batch);
     return true;
   }
-  if (!admit(item_)) return true;
+  if (slot_ == SlotPool::kNone && !admit(link_, item_)) return true;
   const PagedCopy& copy = item_.batch->plan->copies[item_.copy];
   left_ = item_.bytes;
   zeros_ = false;
@@ -132,21 +147,6 @@ bool Sender::begin_next() {
     in_plan_ = true;
   }
   return true;
-}
-
-// May this piece still be read? Not when its batch was given up, nor when one of its regions has gone since.
-bool Sender::admit(const SendItem& item) {
-  Outbound& batch = *item.batch;
-  if (batch.stop.load(std::memory_order_acquire) != 0) return false;
-  if (item.epoch == link_.regions.epoch()) return true;
-  const PagedCopy& copy = batch.plan->copies[item.copy];
-  const bool there =
-      std::ranges::all_of(copy.pairs, [&](const RegionPair& p) { return link_.regions.find(p.src).data != nullptr; });
-  if (there) return true;
-  int32_t none = 0;
-  if (batch.stop.compare_exchange_strong(none, static_cast<int32_t>(Code::kInvalid)))
-    link_.post({LinkEvent::Kind::kRevoked, batch.id, {}, {}});
-  return false;
 }
 
 void Sender::append_end(Outbound& batch) {
@@ -203,7 +203,13 @@ void Sender::append_extents() noexcept {
     header.count = item_.cursor.byte;
     append_header(header);
   }
-  const std::vector<std::byte*>& bases = item_.batch->copies[item_.copy].bases;
+  if (slot_ != SlotPool::kNone) {
+    slots_.push_back(slot_);
+    append(gathers_.pool().data(std::exchange(slot_, SlotPool::kNone)), std::exchange(left_, 0));
+    in_chunk_ = false;
+    return;
+  }
+  const std::vector<Place>& places = item_.batch->copies[item_.copy].places;
   const uint64_t most = window_ < kWindow ? kWindow : window_ + 1;  // always get somewhere
   while (left_ > 0 && window_ < most && end_ < iov_.size()) {
     if (zeros_) {
@@ -214,20 +220,19 @@ void Sender::append_extents() noexcept {
       continue;
     }
     const Extent e = next_extent(copy, item_.cursor, std::min(left_, most - window_));
-    append(bases[e.pair] + e.src_offset, e.bytes);
+    append(places[e.pair].base + e.src_offset, e.bytes);
     left_ -= e.bytes;
   }
   in_chunk_ = left_ > 0;
 }
 
 void Sender::revoke(RegionId region, const Buffer& buffer) {
-  if (in_chunk_ && !zeros_) {
+  gathers_.settle();  // what is in slots is a copy already
+  if (in_chunk_ && !zeros_ && slot_ == SlotPool::kNone) {
     const PagedCopy& copy = item_.batch->plan->copies[item_.copy];
     if (std::ranges::any_of(copy.pairs, [&](const RegionPair& p) { return p.src == region; })) {
       zeros_ = true;
-      int32_t none = 0;
-      if (item_.batch->stop.compare_exchange_strong(none, static_cast<int32_t>(Code::kInvalid)))
-        link_.post({LinkEvent::Kind::kRevoked, item_.batch->id, {}, {}});
+      give_up(link_, *item_.batch, kSourceGone);
     }
   }
   const auto inside = [&](const iovec& v) {
@@ -254,6 +259,10 @@ void Sender::close() noexcept {
   in_plan_ = in_chunk_ = false;
   at_ = end_ = 0;
   ends_.clear();
+  if (slot_ != SlotPool::kNone) slots_.push_back(std::exchange(slot_, SlotPool::kNone));
+  for (const uint32_t slot : slots_) gathers_.give_back(slot);
+  slots_.clear();
+  gathers_.clear();
 }
 
 }  // namespace pdxfer::transport::stream

@@ -1,6 +1,7 @@
 // Sender: the outgoing half of one stream. It turns queued pieces into frames, gathers headers and source extents into
 // one window of iovecs, and writes windows to the channel: straight from the source, except where extents are so small
-// that packing them is faster (small_extents.hpp). Its io thread only, except queue().
+// that packing them is faster (small_extents.hpp), and from a pinned slot where the source is device memory
+// (gathers.hpp). Its io thread only, except queue().
 #pragma once
 
 #include <sys/uio.h>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "transport/stream/channel.hpp"
+#include "transport/stream/gathers.hpp"
 #include "transport/stream/link_state.hpp"
 #include "transport/stream/outbound.hpp"
 
@@ -17,7 +19,7 @@ namespace pdxfer::transport::stream {
 
 class Sender {
  public:
-  Sender(LinkState& link, Channel& channel, uint32_t index);
+  Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& lane);
 
   SendQueue& queue() noexcept { return queue_; }
   void push_ack(const FrameHeader& ack) { acks_.push_back(ack); }
@@ -26,11 +28,13 @@ class Sender {
   // From now on nothing reads the region: what the window holds of it is copied out, what follows is sent as zeros.
   void revoke(RegionId region, const Buffer& buffer);
   void close() noexcept;
+  // Only the GPU, or a slot that comes free, says when to go on.
+  bool waits_for_device() const noexcept { return gathers_.waiting(); }
 
  private:
   void fill();
   bool begin_next();
-  bool admit(const SendItem& item);
+  void take_ahead();
   void append(const void* data, uint64_t bytes) noexcept;
   void append_header(const FrameHeader& header) noexcept;
   void append_end(Outbound& batch);
@@ -43,11 +47,13 @@ class Sender {
   const uint32_t index_;
   SendQueue queue_;
   std::deque<FrameHeader> acks_;
+  Gathers gathers_;
 
   // The frame under way.
   SendItem item_;
   bool in_plan_ = false, in_chunk_ = false;
-  bool zeros_ = false;  // the source is gone, the bytes are promised
+  bool zeros_ = false;               // the source is gone, the bytes are promised
+  uint32_t slot_ = SlotPool::kNone;  // that holds the chunk's bytes
   size_t plan_pair_ = 0, plan_run_ = 0;
   uint64_t left_ = 0;  // of the chunk's payload, not yet in a window
 
@@ -59,6 +65,7 @@ class Sender {
   size_t scratch_used_ = 0;
   std::vector<std::byte> packed_;  // the window, when its extents are small
   std::vector<Outbound*> ends_;    // whose END is in the window
+  std::vector<uint32_t> slots_;    // that the window points to
   std::vector<Bytes> snapshots_;   // of revoked regions, while the window points there
 };
 

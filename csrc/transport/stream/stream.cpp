@@ -9,35 +9,37 @@ namespace {
 constexpr uint64_t kTurn = 2 << 20;  // bytes per direction before the loop looks after its other streams
 }
 
-Stream::Stream(LinkState& link, std::unique_ptr<Channel> channel, IoLoop& loop, uint32_t index,
+Stream::Stream(LinkState& link, std::unique_ptr<Channel> channel, IoLoop& loop, DeviceLane& lane, uint32_t index,
                std::function<void()> on_failure)
     : link_(link),
       channel_(std::move(channel)),
       loop_(loop),
       on_failure_(std::move(on_failure)),
-      sender_(link, *channel_, index),
-      receiver_(link, *channel_, sender_, index) {}
+      slot_bytes_(lane.slot_bytes()),
+      sender_(link, *channel_, index, lane),
+      receiver_(link, *channel_, sender_, index, lane) {}
 
-bool Stream::turn() noexcept {
-  if (closed_) return false;
+Turn Stream::turn() noexcept {
+  if (closed_) return Turn::kIdle;
   if (link_.failed()) {
     close();
-    return false;
+    return Turn::kIdle;
   }
   try {
     const int in = receiver_.pump(kTurn);
     if (in < 0) {
       fail(-in, receiver_.malformed());
-      return false;
+      return Turn::kIdle;
     }
     const int out = sender_.pump(kTurn);
-    if (out >= 0) return in > 0 || out > 0;
-    if (in > 0) return true;  // the other end is gone, but what it sent before is still to be read
-    fail(-out, nullptr);
+    // When the other end is gone, what it sent before is still to be read, and to be scattered.
+    if (in > 0 || out > 0) return Turn::kAgain;
+    if (receiver_.waits_for_device() || (out >= 0 && sender_.waits_for_device())) return Turn::kDevice;
+    if (out < 0) fail(-out, nullptr);
   } catch (const std::exception&) {
     fail(ENOMEM, "an io thread ran out of memory");
   }
-  return false;
+  return Turn::kIdle;
 }
 
 void Stream::fail(int error, const char* malformed) noexcept {
@@ -53,9 +55,14 @@ void Stream::fail(int error, const char* malformed) noexcept {
 void Stream::close() noexcept {
   if (std::exchange(closed_, true)) return;
   channel_->shutdown();
+  release();
+  link_.stream_closed();
+}
+
+// In this order to the worker's eye: nothing reads or writes memory of a batch any more, then the link is closed.
+void Stream::release() noexcept {
   sender_.close();
   receiver_.close();
-  link_.stream_closed();
 }
 
 void Stream::revoke(RegionId region, const Buffer& buffer) {

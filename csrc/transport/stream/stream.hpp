@@ -13,12 +13,15 @@ namespace pdxfer::transport::stream {
 class Stream final : public Driven {
  public:
   // `on_failure` kicks every stream of the link, so that each closes on its own thread.
-  Stream(LinkState& link, std::unique_ptr<Channel> channel, IoLoop& loop, uint32_t index,
+  Stream(LinkState& link, std::unique_ptr<Channel> channel, IoLoop& loop, DeviceLane& lane, uint32_t index,
          std::function<void()> on_failure);
 
-  bool turn() noexcept override;
+  Turn turn() noexcept override;
   // Loop thread.
   void revoke(RegionId region, const Buffer& buffer);
+  void release() noexcept;  // what the GPU does for it is over, its slots are free; the last thing before it goes
+  // Bytes of device memory that one piece may have; any thread.
+  uint64_t slot_bytes() const noexcept { return slot_bytes_; }
 
   SendQueue& queue() noexcept { return sender_.queue(); }
   IoLoop& loop() noexcept { return loop_; }
@@ -32,6 +35,7 @@ class Stream final : public Driven {
   const std::unique_ptr<Channel> channel_;
   IoLoop& loop_;
   const std::function<void()> on_failure_;
+  const uint64_t slot_bytes_;
   Sender sender_;
   Receiver receiver_;
   bool closed_ = false;

@@ -2,6 +2,7 @@
 #include "transport/stream/stream_hub.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "transport/stream/frame.hpp"
@@ -10,22 +11,57 @@
 namespace pdxfer::transport::stream {
 
 StreamHub::StreamHub(const Context& context, const char* transport)
-    : limits_(context.limits), wake_(context.wake ? context.wake : [] {}), transport_(transport) {}
+    : context_(context), limits_(context.limits), wake_(context.wake ? context.wake : [] {}), transport_(transport) {}
 
 StreamHub::~StreamHub() = default;
 
 Bytes StreamHub::register_memory(const Region& region) {
+  if (region.buffer.device != kHost) add_device(region.buffer.device);
   regions_.add(region, transport_);
   return {};
+}
+
+// A GPU is known to every io thread, also to those that start later, before a region of its memory is.
+void StreamHub::add_device(int ordinal) {
+  const std::lock_guard lock(mutex_);
+  if (std::ranges::find(devices_, ordinal) != devices_.end()) return;
+  try {
+    if (drivers_.empty()) add_driver();  // so that what stands in the way is said now and not to a peer
+    for (Driver& driver : drivers_) {
+      std::exception_ptr failure;
+      driver.loop->run([&] {
+        try {
+          driver.lane->add_device(ordinal);
+        } catch (...) {
+          failure = std::current_exception();
+        }
+      });
+      if (failure) std::rethrow_exception(failure);
+    }
+  } catch (const Error& error) {
+    throw Error(
+        error.code(),
+        std::string(transport_) + " cannot move memory of CUDA device " + std::to_string(ordinal) + ": " + error.what(),
+        error.status().native);
+  }
+  devices_.push_back(ordinal);
+}
+
+void StreamHub::add_driver() {
+  Driver driver;
+  driver.lane = std::make_unique<DeviceLane>(context_, limits_.staging_bytes / std::max(1u, limits_.io_threads));
+  for (const int ordinal : devices_) driver.lane->add_device(ordinal);
+  driver.loop = std::make_unique<IoLoop>("pdx-io-" + std::to_string(drivers_.size()));
+  drivers_.push_back(std::move(driver));
 }
 
 void StreamHub::deregister_memory(RegionId region) {
   const Buffer buffer = regions_.remove(region);
   const std::lock_guard lock(mutex_);
   // New uses find no such region; one visit of every io thread ends the old ones.
-  for (auto& loop : loops_)
-    loop->run([&] {
-      for (StreamPeer* peer : peers_) peer->revoke(*loop, region, buffer);
+  for (auto& driver : drivers_)
+    driver.loop->run([&] {
+      for (StreamPeer* peer : peers_) peer->revoke(*driver.loop, region, buffer);
     });
 }
 
@@ -46,8 +82,7 @@ std::unique_ptr<Peer> StreamHub::make_peer(PeerId id, std::vector<std::unique_pt
   {
     const std::lock_guard lock(mutex_);
     const uint32_t threads = std::max(1u, limits_.io_threads);
-    while (loops_.size() < threads)
-      loops_.push_back(std::make_unique<IoLoop>("pdx-io-" + std::to_string(loops_.size())));
+    while (drivers_.size() < threads) add_driver();
     peer = std::make_unique<StreamPeer>(*this, id, std::move(channels), std::move(description));
     peers_.push_back(peer.get());
   }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "transport/stream/channel.hpp"
+#include "transport/stream/device_lane.hpp"
 #include "transport/stream/io_loop.hpp"
 #include "transport/stream/region_table.hpp"
 #include "transport/transport.hpp"
@@ -21,7 +22,8 @@ class StreamPeer;
 
 class StreamHub {
  public:
-  // `transport` names the caller in errors and in describe(); a literal. Uses context.limits and context.wake.
+  // `transport` names the caller in errors and in describe(); a literal. Uses context.limits, wake, device_copy and
+  // pin.
   StreamHub(const Context& context, const char* transport);
   ~StreamHub();  // its peers are gone before
   StreamHub(const StreamHub&) = delete;
@@ -37,14 +39,23 @@ class StreamHub {
 
  private:
   friend class StreamPeer;
-  void forget(StreamPeer* peer);
+  struct Driver {  // an io thread; the lane outlives what the thread does with it
+    std::unique_ptr<DeviceLane> lane;
+    std::unique_ptr<IoLoop> loop;
+  };
 
+  void forget(StreamPeer* peer);
+  void add_device(int ordinal);
+  void add_driver();
+
+  const Context context_;
   const Limits limits_;
   const std::function<void()> wake_;
   const char* const transport_;
   RegionTable regions_;
   std::mutex mutex_;  // guards what follows; io threads never take it
-  std::vector<std::unique_ptr<IoLoop>> loops_;
+  std::vector<Driver> drivers_;
+  std::vector<int> devices_;  // whose memory was registered
   std::vector<StreamPeer*> peers_;
   size_t next_peer_ = 0;  // who is polled first
 };

@@ -19,14 +19,19 @@ StreamPeer::StreamPeer(StreamHub& hub, PeerId id, std::vector<std::unique_ptr<Ch
     : hub_(hub),
       link_(id, hub.regions_, hub.limits_, hub.wake_, static_cast<uint32_t>(channels.size())),
       description_(std::move(description)) {
-  for (uint32_t i = 0; i < channels.size(); ++i)
-    streams_.push_back(std::make_unique<Stream>(link_, std::move(channels[i]), *hub.loops_[i % hub.loops_.size()], i,
-                                                [this] { kick_all(); }));
+  for (uint32_t i = 0; i < channels.size(); ++i) {
+    StreamHub::Driver& driver = hub_.drivers_[i % hub_.drivers_.size()];
+    streams_.push_back(
+        std::make_unique<Stream>(link_, std::move(channels[i]), *driver.loop, *driver.lane, i, [this] { kick_all(); }));
+  }
 }
 
 StreamPeer::~StreamPeer() {
   // Off the loops first: while the hub knows us, deregister_memory still reaches every stream that moves.
-  for (auto& stream : streams_) stream->loop().remove(stream->channel().wait_fd(), *stream);
+  for (auto& stream : streams_) {
+    stream->loop().remove(stream->channel().wait_fd(), *stream);
+    stream->loop().run([&] { stream->release(); });  // the lane is its thread's
+  }
   hub_.forget(this);
   for (auto& stream : streams_) stream->channel().shutdown();
 }
@@ -82,9 +87,13 @@ Status StreamPeer::check(Outbound& out, uint32_t copy_index, const Cursor& curso
       return found == imported_.end() ? uint64_t{0} : found->second;
     };
     if (const Status s = check_range(copy, Side::kSrc, mine); !s.ok()) return s;
-    if (state.bases.empty()) {
+    if (state.places.empty()) {
       if (const Status s = check_range(copy, Side::kDst, theirs); !s.ok()) return s;
-      for (const RegionPair& p : copy.pairs) state.bases.push_back(link_.regions.find(p.src).data);
+      state.number = next_number();
+      for (const RegionPair& p : copy.pairs) {
+        const Buffer buffer = link_.regions.find(p.src);
+        state.places.push_back({buffer.data, buffer.device});
+      }
     }
     state.epoch = epoch;
   }
@@ -118,12 +127,14 @@ Status StreamPeer::submit(BatchId batch, const TransferPlan& plan, uint32_t copy
   if (stream == streams_.size()) return kOkStatus;
 
   const uint64_t spread = entry.total / (2 * streams_.size());
-  const uint64_t piece = std::min(link_.limits.chunk_bytes, std::max(kLeastPiece, spread));
+  uint64_t piece = std::min(link_.limits.chunk_bytes, std::max(kLeastPiece, spread));
   const uint64_t bit = uint64_t{1} << stream;
   Outbound::CopyState& state = out.copies[copy_index];
-  SendItem item{&out, 0, cursor, state.epoch, copy_index, (state.planned & bit) == 0};
+  const int device = state.places[cursor.pair].device;
+  if (device != kHost) piece = std::min(piece, streams_[stream]->slot_bytes());
+  SendItem item{&out, 0, cursor, state.epoch, copy_index, (state.planned & bit) == 0, device};
   Cursor after = cursor;
-  item.bytes = advance(plan.copies[copy_index], after, piece);
+  item.bytes = advance(plan.copies[copy_index], after, piece, same_device_end(state.places, cursor.pair));
   if (!streams_[stream]->queue().push(item)) return lost();  // closed under us; its kSent follows
   state.planned |= bit;
   out.streams |= bit;
@@ -166,7 +177,7 @@ void StreamPeer::end(Entry& entry) {
   out.ends_left = static_cast<uint32_t>(std::popcount(out.streams));
   for (uint32_t i = 0; i < streams_.size(); ++i) {
     if ((out.streams >> i & 1) == 0) continue;
-    streams_[i]->queue().push({&out, 0, {}, 0, 0, false});
+    streams_[i]->queue().push({&out, 0, {}, 0, 0, false, kHost});
     streams_[i]->loop().kick(*streams_[i]);
   }
 }
@@ -232,7 +243,7 @@ void StreamPeer::take_events() {
       if (event.kind == LinkEvent::Kind::kFlushed)
         on_flushed(*found->second.out);
       else
-        give_up(found->second, {Code::kInvalid, 0, "a source region was deregistered"});
+        give_up(found->second, event.status);
     }
   }
   if (!closed || std::exchange(dead_, true)) return;

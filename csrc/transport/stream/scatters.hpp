@@ -1,0 +1,84 @@
+// Scatters: payload that one stream has received into pinned slots, on its way into device memory. In the order of its
+// arrival; a piece keeps its slot until the GPU is through with it. Its io thread only.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "transport/stream/device_lane.hpp"
+#include "transport/stream/link_state.hpp"
+
+namespace pdxfer::transport::stream {
+
+// A copy of the other end's plan, as the receiving end holds it.
+struct InboundPlan {
+  explicit InboundPlan(LinkState& owner) : link(owner) {}
+  ~InboundPlan() { link.release_plan(reserved); }
+  InboundPlan(const InboundPlan&) = delete;
+  InboundPlan& operator=(const InboundPlan&) = delete;
+
+  LinkState& link;
+  const uint64_t number = next_number();
+  PagedCopy copy;  // destination side; the source side is dense, because that is what the stream is
+  std::vector<Place> places;
+  uint64_t reserved = 0;
+  bool sink = false;  // refused: its chunks land nowhere
+};
+
+// One stream's part of a batch of the other end.
+struct InboundBatch {
+  std::shared_ptr<Inbound> shared;
+  std::vector<std::pair<uint32_t, std::unique_ptr<InboundPlan>>> plans;  // by copy
+  uint64_t received = 0;
+  uint32_t scatters = 0;  // under way: its END waits for them
+  bool ended = false;     // its END came: no frame may follow
+  FrameHeader end;
+  Bytes tail;
+
+  InboundPlan* find(uint32_t copy) const noexcept {
+    for (const auto& [index, plan] : plans)
+      if (index == copy) return plan.get();
+    return nullptr;
+  }
+};
+
+class Scatters {
+ public:
+  Scatters(LinkState& link, DeviceLane& lane) : link_(link), lane_(lane) {}
+
+  // A slot to receive into, or SlotPool::kNone: then try again soon.
+  uint32_t take() noexcept;
+  void give_back(uint32_t slot) noexcept;
+  std::byte* data(uint32_t slot) const noexcept { return lane_.incoming().data(slot); }
+  uint64_t slot_bytes() const noexcept { return lane_.slot_bytes(); }
+
+  // The slot's first `bytes` belong at `cursor` of the plan; one device's pairs only. The slot is ours from here on.
+  void add(InboundBatch& batch, InboundPlan& plan, const Cursor& cursor, uint64_t bytes, uint32_t slot);
+  // Starts what there is room for and finishes what is over. A batch that has none left and has ended is put into
+  // `ended`. A piece that failed refuses its batch.
+  void progress(std::vector<InboundBatch*>& ended);
+  bool empty() const noexcept { return pieces_.empty(); }
+  // Afterwards nothing is written to device memory; what has not started of `plan` (null: at all) is dropped.
+  void settle(const InboundPlan* plan) noexcept;
+  // The plan's tables are not used any more.
+  void release(const InboundPlan& plan) noexcept;
+
+ private:
+  struct Piece {
+    InboundBatch* batch;
+    InboundPlan* plan;
+    uint32_t slot;
+    DeviceWork work;
+  };
+
+  bool finished(Piece& piece);
+
+  LinkState& link_;
+  DeviceLane& lane_;
+  std::deque<Piece> pieces_;
+  uint32_t held_ = 0;  // slots of ours, that of the payload under way included
+};
+
+}  // namespace pdxfer::transport::stream

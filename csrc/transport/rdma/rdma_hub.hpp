@@ -44,7 +44,7 @@ class Hub {
   mutable std::mutex mutex;
   std::vector<std::unique_ptr<Port>> ports;
   std::unordered_map<RegionId, LocalRegion> regions;
-  uint64_t epoch = 1;  // changes whenever a region goes
+  uint64_t epoch = 1;  // changes whenever a region goes, ours or a peer's
   std::vector<RdmaLink*> links;
   // Dispatches what the completion queues hold. Under the mutex.
   bool drain();

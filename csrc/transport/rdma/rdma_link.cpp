@@ -26,7 +26,8 @@ OutBatch& RdmaLink::open(BatchId batch, const TransferPlan* plan) {
   return *out;
 }
 
-// Everything that may be wrong with a piece, before any of it is promised; O(pairs) when a region went, else O(1).
+// Everything that may be wrong with a piece, before any of it is promised; O(pairs) when a region of either end
+// went, else O(1).
 Status RdmaLink::check(OutBatch& out, uint32_t copy_index, const Cursor& cursor) {
   if (copy_index >= out.copies.size()) return {Code::kInvalid, 0, "no such copy in the plan"};
   const PagedCopy& copy = out.plan->copies[copy_index];
@@ -44,10 +45,9 @@ Status RdmaLink::check(OutBatch& out, uint32_t copy_index, const Cursor& cursor)
       return found == imported_.end() ? uint64_t{0} : found->second.bytes;
     };
     if (const Status s = check_range(copy, Side::kSrc, mine); !s.ok()) return s;
-    if (state.epoch == 0) {
-      if (const Status s = check_range(copy, Side::kDst, theirs); !s.ok()) return s;
-      for (const RegionPair& p : copy.pairs) state.src.push_back(hub_.find(p.src)->buffer.data);
-    }
+    if (const Status s = check_range(copy, Side::kDst, theirs); !s.ok()) return s;
+    state.src.clear();  // an id may have come back with other memory
+    for (const RegionPair& p : copy.pairs) state.src.push_back(hub_.find(p.src)->buffer.data);
     state.epoch = hub_.epoch;
   }
   return inside(copy, cursor) ? kOkStatus : Status{Code::kInvalid, 0, "cursor outside its copy"};

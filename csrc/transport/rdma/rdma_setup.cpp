@@ -157,7 +157,7 @@ void RdmaLink::import_region(const Region& region, ByteView key) {
 
 void RdmaLink::forget_region(RegionId region) {
   const std::lock_guard lock(hub_.mutex);
-  imported_.erase(region);
+  if (imported_.erase(region) > 0) ++hub_.epoch;  // batches that use it are checked again, and refused
 }
 
 Status RdmaLink::lost() const {

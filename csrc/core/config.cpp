@@ -133,7 +133,7 @@ Config Config::from_environment() {
 void Config::validate() const {
   check_range("port", port, 0, 65535);
   check_choice("shm_path", shm_path, {"auto", "map", "cma", "staging"});
-  check_range("tcp_streams", tcp_streams, 1, 64);
+  check_range("tcp_streams", tcp_streams, 0, 64);
   check_range("io_threads", io_threads, 0, 64);
   check_range("copy_threads", copy_threads, 0, 64);
   check_range("chunk_bytes", chunk_bytes, 4096, 64ull << 20);

@@ -12,6 +12,7 @@
 #include "engine/registry.hpp"
 #include "pack/device_copier.hpp"
 #include "sys/cuda_memory.hpp"
+#include "sys/mapping.hpp"
 
 namespace pdxfer::engine {
 namespace {
@@ -151,6 +152,8 @@ Region Engine::register_memory(const Buffer& buffer) {
     regions_.remove(region.id);
     throw Error(Code::kUnavailable, "no transport can take this memory (" + reasons + ")");
   }
+  // After shm has made the memory shared, where it does, and before a peer maps it.
+  if (buffer.device == kHost) sys::prefer_huge_pages(buffer.data, buffer.bytes);
   if (!reasons.empty())
     log(config_.transports == "auto" ? LogLevel::kInfo : LogLevel::kWarning,
         "region " + std::to_string(region.id) + " is not reachable by every transport: " + reasons);

@@ -21,6 +21,9 @@ namespace {
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 [[noreturn]] void fail(const std::string& what, int error) {
   std::string text = what + ": " + errno_name(error);
@@ -65,6 +68,30 @@ void populate_existing(std::byte* address, uint64_t bytes) noexcept {
     const uint64_t begin = at;
     while (exists(at)) at += page;
     if (at > begin) ::madvise(address + begin, at - begin, MADV_POPULATE_READ);
+  }
+}
+
+void prefer_huge_pages(std::byte* address, uint64_t bytes) noexcept {
+  std::array<unsigned char, kPopulateChunk / 4096> resident;
+  const uint64_t page = page_bytes();
+  const uint64_t lead = (kHugePage - reinterpret_cast<uintptr_t>(address) % kHugePage) % kHugePage;
+  if (page != 4096 || bytes < lead + kHugePage) return;
+  bytes = (bytes - lead) / kHugePage * kHugePage;
+  for (uint64_t done = 0; done < bytes; done += kPopulateChunk) {
+    std::byte* const at = address + lead + done;
+    const uint64_t chunk = std::min(kPopulateChunk, bytes - done);
+    if (::mincore(at, chunk, resident.data()) != 0) continue;
+    const auto in_use = [&](uint64_t block) {
+      const auto* first = resident.data() + block / page;
+      return block < chunk &&
+             std::all_of(first, first + kHugePage / page, [](unsigned char p) { return (p & 1) != 0; });
+    };
+    for (uint64_t block = 0; block < chunk; block += kHugePage) {
+      const uint64_t begin = block;
+      while (in_use(block)) block += kHugePage;
+      // One call for neighbours: each makes the kernel visit every processor once.
+      if (block > begin && ::madvise(at + begin, block - begin, MADV_COLLAPSE) != 0 && errno == EINVAL) return;
+    }
   }
 }
 

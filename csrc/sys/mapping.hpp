@@ -53,4 +53,13 @@ Mapping reserve_addresses(uint64_t bytes);
 inline constexpr uint64_t kPopulateChunk = 32 << 20;
 void populate_existing(std::byte* address, uint64_t bytes) noexcept;
 
+// The size and alignment that a huge page has on x86-64 and, with 4 KiB pages, on arm64.
+inline constexpr uint64_t kHugePage = 2 << 20;
+
+// Give those parts of the range that are in use huge pages, whether shared or private: random pages cost a look-up in
+// the page tables each, which 2 MiB entries make rare. Contents and addresses stay; memory nobody has used stays
+// uncommitted; pages that a device has pinned are left alone by the kernel. Best effort (Linux 6.1): where the kernel
+// refuses, memory is as it was. For memory in use only, and before peers map it.
+void prefer_huge_pages(std::byte* address, uint64_t bytes) noexcept;
+
 }  // namespace pdxfer::sys

@@ -163,13 +163,20 @@ std::string why_not_adopt(uintptr_t begin, uintptr_t end, uint64_t bytes, Adopt 
   return "";
 }
 
+// Where memory at `address` goes in a file that is filled up to `offset`: huge pages need both at the same distance
+// from a multiple of their size. What is skipped is a hole, which costs nothing.
+uint64_t offset_for(const std::byte* address, uint64_t offset) noexcept {
+  return offset + ((reinterpret_cast<uintptr_t>(address) - offset) & (kHugePage - 1));
+}
+
 // Fills in the files of the segments that have none.
 std::string adopt_segments(std::vector<Segment>& segments, Adopt adopt) {
   std::string why;
   std::optional<WriteFreeze> freeze = WriteFreeze::open(why);
   if (!freeze && adopt != Adopt::kAlways) return "concurrent writers cannot be held back: " + why;
   uint64_t total = 0;
-  for (const Segment& segment : segments) total += segment.file ? 0 : segment.bytes;
+  for (const Segment& segment : segments)
+    if (!segment.file) total = offset_for(segment.address, total) + segment.bytes;
   auto file = std::make_shared<SharedFile>();
   file->fd = make_memfd("pdxfer", total);
   struct stat info {};
@@ -181,6 +188,7 @@ std::string adopt_segments(std::vector<Segment>& segments, Adopt adopt) {
   uint64_t offset = 0;
   for (Segment& segment : segments) {
     if (segment.file) continue;
+    offset = offset_for(segment.address, offset);
     const Status status = adopt_pages(segment.address, segment.bytes, PROT_READ | PROT_WRITE, file->fd.get(), offset,
                                       freeze ? &*freeze : nullptr);
     if (!status.ok()) return "adopting private memory: " + status.to_string();

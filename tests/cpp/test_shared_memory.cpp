@@ -80,7 +80,8 @@ TEST_CASE("adopted memory keeps its contents and is the peer's memory too") {
   REQUIRE_MESSAGE(view.refusal.empty(), view.refusal);
   REQUIRE(view.segments.size() == 1);
   CHECK(std::memcmp(memory.data(), before.data(), bytes) == 0);
-  const sys::Mapping peer = sys::map_shared(view.segments[0].file->fd.get(), 0, view.segments[0].bytes);
+  const sys::Segment& only = view.segments[0];
+  const sys::Mapping peer = sys::map_shared(only.file->fd.get(), only.offset, only.bytes);
   CHECK(std::memcmp(peer.data(), before.data(), bytes) == 0);
   peer.data()[bytes - 1] ^= std::byte{0xff};
   CHECK(memory.data()[bytes - 1] == peer.data()[bytes - 1]);
@@ -94,6 +95,32 @@ TEST_CASE("adopted memory keeps its contents and is the peer's memory too") {
   REQUIRE(again.segments.size() == 1);
   CHECK(again.segments[0].file == view.segments[0].file);
   CHECK(sys::adopted_files() == files);
+}
+
+TEST_CASE("huge pages change neither contents nor addresses, and adopted memory can have them") {
+  constexpr uint64_t kBytes = 8 << 20;
+  void* const at = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(at != MAP_FAILED);
+  auto* const data = static_cast<std::byte*>(at);
+  const auto expected = [](uint64_t i) { return static_cast<std::byte>(i / 512 % 251); };
+  const auto wrong = [&] {
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < kBytes; i += 512) count += data[i] != expected(i);
+    return count;
+  };
+  for (uint64_t i = 0; i < kBytes; i += 512) data[i] = expected(i);
+  pdxfer::sys::prefer_huge_pages(data, kBytes);
+  CHECK(wrong() == 0);
+  {
+    const auto view = pdxfer::sys::share_memory(data, kBytes, pdxfer::sys::Adopt::kAlways);
+    REQUIRE_MESSAGE(view.refusal.empty(), view.refusal);
+    for (const auto& segment : view.segments)
+      CHECK((segment.offset - reinterpret_cast<uintptr_t>(segment.address)) % pdxfer::sys::kHugePage == 0);
+    pdxfer::sys::prefer_huge_pages(data, kBytes);
+    CHECK(wrong() == 0);
+  }
+  ::munmap(at, kBytes);
+  CHECK(pdxfer::sys::release_vanished() == 0);
 }
 
 TEST_CASE("memory that was never used is not committed by adoption") {

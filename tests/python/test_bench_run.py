@@ -30,6 +30,10 @@ from pdxfer.bench.runner import Row, Runner, Settings
 from pdxfer.bench.worker import open_channel, stop
 from pdxfer.bench.workloads import Geometry, Pages, Workload
 
+# A shell without job control starts background jobs with SIGINT ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 WORK = Workload("Qwen2.5-7B", 16, 128, "random", 512)
 QUICK = Settings(repeats=3, warmups=1, least=1)
 

@@ -73,10 +73,13 @@ MappedRegion map_segments(ByteView body, const std::vector<sys::UniqueFd>& fds, 
       throw malformed("a field out of range");
     require_size(fds[p.file].get(), end);
   }
-  if (!reader.done() || skip >= page || bytes > total || skip > total - bytes) throw malformed("their total");
+  if (!reader.done() || skip >= page || bytes > total || skip > total - bytes || total > uint64_t{1} << 62)
+    throw malformed("their total");
   MappedRegion region;
-  region.pages = sys::reserve_addresses(total);
-  std::byte* at = region.pages.data();
+  // As far from a multiple of a huge page as in the file, so that the owner's huge pages are huge here too.
+  region.pages = sys::reserve_addresses(total + sys::kHugePage);
+  const uint64_t lead = (pieces[0].offset - reinterpret_cast<uintptr_t>(region.pages.data())) & (sys::kHugePage - 1);
+  std::byte* at = region.pages.data() + lead;
   for (const Piece& p : pieces) {
     if (::mmap(at, p.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fds[p.file].get(),
                static_cast<off_t>(p.offset)) == MAP_FAILED)
@@ -84,7 +87,7 @@ MappedRegion map_segments(ByteView body, const std::vector<sys::UniqueFd>& fds, 
                   errno);
     at += p.bytes;
   }
-  region.data = region.pages.data() + skip;
+  region.data = region.pages.data() + lead + skip;
   return region;
 }
 

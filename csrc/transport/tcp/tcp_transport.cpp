@@ -4,6 +4,7 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -39,6 +40,7 @@ class TcpTransport final : public Transport {
   size_t poll(std::span<Completion> out) override { return hub_.poll(out); }
 
  private:
+  uint32_t streams_for(int fd) const;
   std::vector<sys::UniqueFd> dial(const Link& link, const sys::Token& token);
   std::vector<sys::UniqueFd> take(const Link& link, const sys::Token& token);
   void configure(int fd) const;
@@ -76,6 +78,21 @@ std::pair<std::string, uint16_t> parse_address(const Link& link) {
   return {host, port};
 }
 
+// Do both ends of the connection have the same address?
+bool within_machine(int fd) noexcept {
+  sockaddr_storage ours{}, theirs{};
+  socklen_t our_length = sizeof ours, their_length = sizeof theirs;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&ours), &our_length) != 0 ||
+      ::getpeername(fd, reinterpret_cast<sockaddr*>(&theirs), &their_length) != 0 || ours.ss_family != theirs.ss_family)
+    return false;
+  if (ours.ss_family == AF_INET)
+    return std::memcmp(&reinterpret_cast<sockaddr_in&>(ours).sin_addr, &reinterpret_cast<sockaddr_in&>(theirs).sin_addr,
+                       sizeof(in_addr)) == 0;
+  return ours.ss_family == AF_INET6 &&
+         std::memcmp(&reinterpret_cast<sockaddr_in6&>(ours).sin6_addr,
+                     &reinterpret_cast<sockaddr_in6&>(theirs).sin6_addr, sizeof(in6_addr)) == 0;
+}
+
 // A connection whose other end is silent while bytes are outstanding, or does not even answer keep-alives, breaks.
 void TcpTransport::configure(int fd) const {
   const int timeout_ms = static_cast<int>(std::clamp<uint32_t>(limits_.peer_timeout_ms, 100, 600000));
@@ -88,12 +105,23 @@ void TcpTransport::configure(int fd) const {
   sys::set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3, "TCP_KEEPCNT");
 }
 
+// How many connections to a peer, of which `fd` is the first. Within a machine there is no network to spread over, and
+// streams that share an io thread push each other's buffers out of its cache.
+uint32_t TcpTransport::streams_for(int fd) const {
+  constexpr uint32_t kOverNetwork = 4;
+  const uint32_t streams = limits_.tcp_streams != 0 ? limits_.tcp_streams
+                           : within_machine(fd)     ? limits_.io_threads
+                                                    : kOverNetwork;
+  return std::clamp<uint32_t>(streams, 1, stream::kMaxStreams);
+}
+
 std::vector<sys::UniqueFd> TcpTransport::dial(const Link& link, const sys::Token& token) {
   const auto [host, port] = parse_address(link);
-  const uint32_t streams = std::clamp<uint32_t>(limits_.tcp_streams, 1, stream::kMaxStreams);
   std::vector<sys::UniqueFd> fds;
+  fds.push_back(sys::connect_to(host, port, link.deadline));
+  const uint32_t streams = streams_for(fds[0].get());
   for (uint32_t i = 0; i < streams; ++i) {
-    fds.push_back(sys::connect_to(host, port, link.deadline));
+    if (i > 0) fds.push_back(sys::connect_to(host, port, link.deadline));
     sys::send_preamble(fds.back().get(), token, i | streams << 16, link.deadline);
   }
   std::array<std::byte, kWelcome.size()> answer{};

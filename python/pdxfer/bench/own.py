@@ -75,7 +75,7 @@ class OwnSender:
             path=str(told["path"]),
             reason=f"not {passed}" if passed else "",
             copy_threads=int(self._settings["copy_threads"]),
-            streams=int(self._settings["tcp_streams"]),
+            streams=int(self._settings["tcp_streams"]) or 4,  # left to the engine: the ceiling still has four
         )
 
     def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:

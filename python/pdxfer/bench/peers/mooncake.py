@@ -76,7 +76,7 @@ class MooncakeSender:
         if _nvlink(self._options):
             return Path("cuda_ipc", "Mooncake intra-node NVLink")
         protocol = "rdma" if self._options.transport == "rdma" else "tcp"
-        return Path(protocol, f"Mooncake {protocol}", streams=int(self._options.settings.get("tcp_streams", 4)))
+        return Path(protocol, f"Mooncake {protocol}", streams=int(self._options.settings.get("tcp_streams", 0)) or 4)
 
     def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
         self._geometry, self._pages = geometry, (src, dst)

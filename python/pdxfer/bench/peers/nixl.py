@@ -211,4 +211,4 @@ class NixlReceiver:
 
 
 def _streams(options: Options) -> int:
-    return int(options.settings.get("tcp_streams", 4))
+    return int(options.settings.get("tcp_streams", 0)) or 4

@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <random>
+
+#include "core/sha256.hpp"
 
 namespace pdxfer::transport::rdma {
 namespace {
@@ -47,7 +48,8 @@ QpAddress Rail::open() {
   attr.port_num = port.nic.address.port;
   attr.qp_access_flags = shim::kIbvAccessRemoteWrite;
   modify(attr, shim::kIbvQpState | shim::kIbvQpPkeyIndex | shim::kIbvQpPort | shim::kIbvQpAccessFlags, "INIT");
-  psn_ = std::random_device{}() & 0xffffff;
+  random_bytes(std::as_writable_bytes(std::span(&psn_, 1)));  // std::random_device would ask for glibc 2.36
+  psn_ &= 0xffffff;
   return {qp_->qp_num, psn_};
 }
 

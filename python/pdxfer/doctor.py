@@ -294,11 +294,16 @@ def _judge_other_machine(found: Facts) -> Facts:
 
 
 def _judge_gpu(found: Facts) -> list[Facts]:
-    ways = (
-        ("same machine, GPU memory", "cuda_ipc", "the peer's memory is mapped; one kernel"),
-        ("other machine, GPU memory", "rdma", "the NIC reads and writes GPU memory"),
-    )
-    return [_judge_one_gpu(found, kind, transport, path) for kind, transport, path in ways]
+    same = _judge_one_gpu(found, "same machine, GPU memory", "cuda_ipc", "the peer's memory is mapped; one kernel")
+    kind = "other machine, GPU memory"
+    host = _judge_other_machine(found)
+    if host["transport"] == "rdma":
+        return [same, _judge_one_gpu(found, kind, "rdma", "the NIC reads and writes GPU memory")]
+    row = _judge_one_gpu(found, kind, "tcp", "kernels gather and scatter through pinned memory; streams between")
+    return [
+        same,
+        row if row["transport"] is None else {**row, "better": host["better"], "next_step": host["next_step"]},
+    ]
 
 
 def _judge_one_gpu(found: Facts, kind: str, transport: str, path: str) -> Facts:

@@ -139,6 +139,18 @@ def test_gpu_names_the_first_obstacle() -> None:
     assert rows(facts(gpus=gpus, transports=ipc), probes())[kind]["transport"] == "cuda_ipc"
 
 
+def test_gpu_memory_goes_to_other_machines_as_host_memory_does() -> None:
+    kind = "other machine, GPU memory"
+    gpus = {"devices": [{"image": "sm_90"}], "reason": ""}
+    every = [{"name": name} for name in ("cuda_ipc", "rdma", "tcp")]
+    streamed = rows(facts(gpus=gpus, transports=every), probes())[kind]
+    assert streamed["transport"] == "tcp"
+    assert "no RDMA NIC" in streamed["better"]
+    nic = {"device": "mlx5_0", "port": "1", "state": "ACTIVE", "usable": True, "trouble": None}
+    direct = rows(facts(gpus=gpus, transports=every, nics=[nic]), probes())[kind]
+    assert (direct["transport"], direct["better"]) == ("rdma", None)
+
+
 def test_report_survives_missing_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "_SYSFS", tmp_path / "no-sys")
     monkeypatch.setattr(doctor, "_PROC", tmp_path / "no-proc")

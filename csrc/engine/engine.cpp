@@ -81,6 +81,7 @@ void Engine::make_transports() {
   const Faults faults = Faults::parse(config_.fault);
   // What was not asked for by name may be missing without a word: every machine lacks something.
   const LogLevel expected = config_.transports == "auto" ? LogLevel::kInfo : LogLevel::kWarning;
+  std::string refusals;
   for (const std::string& name : parse_transports(config_.transports)) {
     const auto entry = std::ranges::find_if(registry(), [&](const Entry& e) { return name == e.name; });
     transport::Context context;
@@ -108,11 +109,15 @@ void Engine::make_transports() {
       slot.refusal = error.what();
       log(expected, "transport " + name + " is not usable here: " + error.what());
     }
-    if (slot.transport) transports_.push_back(std::move(slot));
+    if (slot.transport) {
+      transports_.push_back(std::move(slot));
+    } else {
+      refusals += "; " + name + ": " + slot.refusal;
+    }
   }
   if (transports_.empty())
     throw Error(Code::kUnavailable,
-                "no transport of \"" + config_.transports + "\" is usable here; run `pdxfer doctor`");
+                "no transport of \"" + config_.transports + "\" is usable here" + refusals + "; run `pdxfer doctor`");
 }
 
 void Engine::require_open() const {

@@ -143,6 +143,7 @@ void Worker::keep_alive(Clock::time_point now) {
     if (!peer->alive()) continue;
     if (now - peer->last_ping > timeout / 3) {
       peer->last_ping = now;
+      peer->set_link_text(peer->link->describe());  // its counts, for explain()
       peer->control.enqueue(FrameType::kPing, {});
       control_io(*peer, false);
     }

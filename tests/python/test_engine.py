@@ -207,7 +207,7 @@ def test_connect_errors() -> None:
 
 
 def test_explain_says_why_not_the_better_path() -> None:
-    with make(fault="refuse=shm") as a, make() as b:
+    with make(transports="shm,tcp", fault="refuse=shm") as a, make(transports="shm,tcp") as b:
         peer = a.connect(b.address)
         why = a.explain(peer)
         assert why["transport"] == "tcp" and "shm" in why["passed_over"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ class Pair:
 
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
-    monkeypatch.setenv("PDXFER_TRANSPORTS", "loopback")
+    monkeypatch.setenv("PDXFER_TRANSPORTS", "rdma" if "RDMA_BED" in os.environ else "loopback")  # tests/rdma/run
     fake_sglang.install(monkeypatch)
     from pdxfer.sglang.manager import PdxKVManager
 

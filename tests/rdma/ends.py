@@ -130,7 +130,11 @@ class Server:
 
 
 def _serve(link: Connection, make: Callable[..., Server], arguments: tuple[Any, ...]) -> None:
-    server = make(*arguments)
+    try:
+        server = make(*arguments)
+    except pdxfer.PdxferError as error:
+        link.send(("error", f"{type(error).__name__}: {error}"))
+        return
     link.send(("ok", server.about()))
     while True:
         try:

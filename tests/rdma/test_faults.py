@@ -19,7 +19,10 @@ from ends import GUARD, TRANSPORT, Child, Pages
 POOL = 12 << 20
 PAGE_SIZES = (1024, 1152, 4096, 16384, 65536, 1 << 20)
 KILL_BOUND = 1.0  # seconds from the signal to the last typed error, default configuration
-CUT_BOUND = 6.0  # twice the default peer_timeout_ms: queue pairs try to come back before the peer counts as lost
+# Two queue pairs, found dead one after the other (the second gets the first one's work), each after 0.47 s without an
+# answer, (6 + 1) * 4.096 us * 2**14; from then on peer_timeout_ms, 3 s, without a working one: 3.94 s. The rest is for
+# the one CPU that runs both ends, the kernel's timers and this test: 4.94 s were seen on two cores with a load of 8.
+CUT_BOUND = 6.0
 PATIENCE = 20.0  # seconds after which a wait counts as a hang
 STREAM = 1.0  # seconds for which a sender goes on when nothing fails
 TYPED = {"ok", "PeerLostError"}
@@ -236,15 +239,8 @@ def test_other_peers_do_not_notice(ends: Ends, link: Link) -> None:
 
 
 def test_a_removed_device_is_an_error_in_words(link: Link) -> None:
-    """Deleting an rxe device leaves its queue pairs working, so it shows at the next connect only."""
-    before = packets()
-    assert min(before.values()) >= 0
+    """Deleting an rxe device leaves its queue pairs working, so it shows at the next start of an engine."""
+    assert set(packets()) == {"rxe0", "rxe1"}
     link.remove_device("rxe0")
-    link.remove_device("rxe1")
-    with pytest.raises(RuntimeError, match=r"UnavailableError.*device"):
-        pair = Child(NEAR, 1 << 20), Child(FAR, 1 << 20)
-        try:
-            pair[0].call("connect", pair[1].about)
-        finally:
-            for child in pair:
-                child.end()
+    with pytest.raises(RuntimeError, match=r"UnavailableError.*rdma.*rxe0"):
+        Child(NEAR, 1 << 20)

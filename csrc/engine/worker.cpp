@@ -74,6 +74,7 @@ std::future<void> Worker::drop(std::shared_ptr<PeerState> peer, std::string reas
 
 std::vector<Completion> Worker::take_arrivals(size_t max) {
   std::vector<Completion> taken;
+  if (arrived_.load(std::memory_order_acquire) == 0) return taken;
   bool was_full = false;
   {
     std::lock_guard lock(arrivals_mutex_);
@@ -82,6 +83,7 @@ std::vector<Completion> Worker::take_arrivals(size_t max) {
       taken.push_back(std::move(arrivals_.front()));
       arrivals_.pop_front();
     }
+    arrived_.store(arrivals_.size(), std::memory_order_release);
   }
   if (was_full) poller_.wake();
   return taken;
@@ -98,10 +100,7 @@ bool Worker::take_commands() {
 }
 
 bool Worker::poll_transports() {
-  {
-    std::lock_guard lock(arrivals_mutex_);
-    if (arrivals_.size() >= kMaxArrivals) return false;
-  }
+  if (arrived_.load(std::memory_order_acquire) >= kMaxArrivals) return false;
   bool any = false;
   for (transport::Transport* transport : transports_) {
     const size_t n = transport->poll(polled_);

@@ -108,6 +108,7 @@ class Worker {
   std::vector<Command> commands_;  // bounded by Config::max_batches through the engine's count of batches
   mutable std::mutex arrivals_mutex_;
   std::deque<Completion> arrivals_;
+  std::atomic<size_t> arrived_{0};  // its size, so that callers who poll do not hold the worker up
   std::atomic<size_t> in_flight_{0};
   std::atomic<uint64_t> loops_{0};
   std::atomic<bool> stopping_{false};

@@ -138,6 +138,7 @@ void Worker::completed(const Completion& completion) {
       it->second->batches_arrived.fetch_add(1, std::memory_order_relaxed);
     std::lock_guard lock(arrivals_mutex_);
     arrivals_.push_back(completion);
+    arrived_.store(arrivals_.size(), std::memory_order_release);
     return;
   }
   const auto found = batches_.find(completion.batch);

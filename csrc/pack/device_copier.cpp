@@ -60,9 +60,12 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
     : options_(options),
       kernels_(ordinal),
       stream_(kernels_.context()),
+      beside_(kernels_.context()),
       ring_(options.table_bytes != 0 ? options.table_bytes : kDefaultTableBytes, kTableEntries),
       host_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
-      device_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())) {
+      device_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
+      fork_((sys::CudaScope(kernels_.context()), sys::CudaEvent())),
+      join_((sys::CudaScope(kernels_.context()), sys::CudaEvent())) {
   const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
   blocks_ = std::clamp(options.blocks != 0 ? options.blocks : kDefaultBlocks, 1u, std::max(1u, processors));
   const sys::CudaScope scope(kernels_.context());
@@ -75,7 +78,9 @@ DeviceCopier::~DeviceCopier() {
   const shim::CudaDriver& api = shim::cuda().api;
   const Current current(kernels_.context());
   const shim::CuEvent last = events_[(launched_ + 1) % events_.size()].get();
-  shim::CuResult result = api.event_record(last, stream_.get());
+  shim::CuResult result = api.event_record(join_.get(), beside_.get());
+  if (result == shim::kCuSuccess) result = api.stream_wait_event(stream_.get(), join_.get(), 0);
+  if (result == shim::kCuSuccess) result = api.event_record(last, stream_.get());
   const auto deadline = std::chrono::steady_clock::now() + kFarewell;
   while (result == shim::kCuSuccess && (result = api.event_query(last)) == shim::kCuNotReady &&
          std::chrono::steady_clock::now() < deadline) {
@@ -151,16 +156,38 @@ void DeviceCopier::release(DeviceTables tables) noexcept {
   ring_.reclaim(done_);
 }
 
+// Of a piece whose runs are all long enough to be shared: the bytes at its beginning that are the kernel's. 0: of
+// others.
+uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
+                                    uint64_t budget) const noexcept {
+  const RegionPair& pair = copy.pairs[cursor.pair];
+  const uint64_t bytes = std::min(budget, copy.bytes - position(copy, cursor));
+  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || bytes < 4 * kSharedBytes)
+    return 0;
+  bool longest = true;  // the copy engine alone is as good
+  for (const Run& run : copy.runs) {
+    if (run.count * pair.slot_bytes < kSharedBytes) return 0;
+    longest = longest && run.count * pair.slot_bytes >= kEngineBytes;
+  }
+  if (longest) return 0;
+  uint64_t share = 0;  // whole runs: what is left of one might be too short for the engine
+  for (Cursor at = cursor; share < bytes / 64 * kKernelShare;) {
+    const uint64_t slots = copy.runs[at.run].count - uint64_t{at.slot};
+    share += advance(copy, at, slots * copy.pairs[at.pair].slot_bytes - at.byte);
+  }
+  return share;
+}
+
 // The longest part at the cursor that one kernel or one engine copy can move.
 DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                                           uint64_t budget, uint64_t buffer) const noexcept {
+                                           uint64_t budget, uint64_t buffer, uint64_t engine_from) const noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const DevicePair* bases = pairs_of(entry);
   const auto* firsts = reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at);
   const uint64_t done_slots = firsts[cursor.run] + uint64_t{cursor.slot};
   if (form_of(entry) == DeviceForm::kPaged && options_.copy_engine && dense(pair)) {
     const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
-    if (run >= kEngineBytes && budget >= kEngineBytes) return {std::min(run, budget), 0, true};
+    if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true};
   }
   unsigned log2 = alignment_of(bases[cursor.pair], pair, form_of(entry));
   uint64_t bytes = (copy.slots - done_slots) * pair.slot_bytes - cursor.byte;
@@ -226,8 +253,34 @@ Status DeviceCopier::start(const TableRing::Entry& entry, const PagedCopy& copy,
   const Run& run = copy.runs[cursor.run];
   const uint64_t src = bases.src + (uint64_t{run.src_slot} + cursor.slot) * pair.src_stride + cursor.byte;
   const uint64_t dst = bases.dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
-  const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream_.get());
+  const shim::CuStream stream = part.beside ? beside_.get() : stream_.get();
+  const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
   return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
+}
+
+// A shared piece begins with what the kernel moves, whose launch takes little time; the engine's copies follow on the
+// second stream, which starts after what came before the piece and which the piece's event then waits for.
+Status DeviceCopier::launch_parts(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                                  uint64_t buffer, uint64_t& moved) noexcept {
+  const shim::CudaDriver& api = shim::cuda().api;
+  const uint64_t share = kernel_share(entry, copy, cursor, budget);
+  if (share != 0) {
+    if (const auto r = api.event_record(fork_.get(), stream_.get()); r != 0) return fail(r, "cuEventRecord");
+    if (const auto r = api.stream_wait_event(beside_.get(), fork_.get(), 0); r != 0)
+      return fail(r, "cuStreamWaitEvent");
+  }
+  for (size_t parts = 0; parts < kMaxParts && moved < budget && !at_end(copy, cursor); ++parts) {
+    const bool kernel = moved < share;
+    const uint64_t engine_from = kernel ? UINT64_MAX : share != 0 ? kSharedBytes : kEngineBytes;
+    Part part = next_part(entry, copy, cursor, (kernel ? share : budget) - moved, buffer + moved, engine_from);
+    part.beside = part.engine && share != 0;
+    if (const Status s = start(entry, copy, cursor, part, buffer + moved); !s.ok()) return s;
+    moved += advance(copy, cursor, part.bytes);
+  }
+  if (share == 0) return kOkStatus;
+  if (const auto r = api.event_record(join_.get(), beside_.get()); r != 0) return fail(r, "cuEventRecord");
+  const auto r = api.stream_wait_event(stream_.get(), join_.get(), 0);
+  return r == shim::kCuSuccess ? kOkStatus : fail(r, "cuStreamWaitEvent");
 }
 
 Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
@@ -243,11 +296,7 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
   const Current current(kernels_.context());
   if (current.result() != shim::kCuSuccess) return fail(current.result(), "cuCtxPushCurrent");
   uint64_t moved = 0;
-  for (size_t parts = 0; parts < kMaxParts && moved < budget && !at_end(copy, cursor); ++parts) {
-    const Part part = next_part(*entry, copy, cursor, budget - moved, buffer + moved);
-    if (const Status s = start(*entry, copy, cursor, part, buffer + moved); !s.ok()) return s;
-    moved += advance(copy, cursor, part.bytes);
-  }
+  if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, moved); !s.ok()) return s;
   if (moved == 0) return kOkStatus;
   const shim::CudaDriver& api = shim::cuda().api;
   if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream_.get()); r != 0)

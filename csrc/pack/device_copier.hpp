@@ -17,6 +17,9 @@ namespace pdxfer::pack {
 // on the copy engine is ahead of the kernel.
 inline constexpr unsigned kDefaultBlocks = 32;
 inline constexpr uint64_t kEngineBytes = 16 << 20;
+// Runs from this size on are shared between the two, which together outrun either: the kernel's share, in 64ths.
+inline constexpr uint64_t kSharedBytes = 4 << 20;
+inline constexpr uint64_t kKernelShare = 32;
 
 class DeviceCopier final : public DeviceCopy {
  public:
@@ -37,11 +40,16 @@ class DeviceCopier final : public DeviceCopy {
     uint64_t bytes = 0;
     unsigned log2_word = 0;
     bool engine = false;
+    bool beside = false;  // on the second stream
   };
 
   Status fail(shim::CuResult result, const char* what) noexcept;
+  uint64_t kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
+                        uint64_t budget) const noexcept;
   Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
-                 uint64_t buffer) const noexcept;
+                 uint64_t buffer, uint64_t engine_from) const noexcept;
+  Status launch_parts(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                      uint64_t buffer, uint64_t& moved) noexcept;
   Status start(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
                uint64_t buffer) noexcept;
   Status start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor, const Part& part,
@@ -51,10 +59,11 @@ class DeviceCopier final : public DeviceCopy {
   const DeviceCopyOptions options_;
   DeviceKernels kernels_;
   unsigned blocks_ = 0;
-  sys::CudaStream stream_;
+  sys::CudaStream stream_, beside_;  // beside_: the copy engine's part of a piece that is shared
   TableRing ring_;
   sys::PinnedMemory host_tables_;
   sys::CudaMemory device_tables_;
+  sys::CudaEvent fork_, join_;  // where beside_ parts from stream_, and where stream_ waits for it
   std::vector<sys::CudaEvent> events_;
   uint64_t launched_ = 0, done_ = 0;  // tickets
   Status error_;

@@ -140,6 +140,49 @@ TEST_CASE("each piece wakes its caller, and the copy engine takes long runs") {
   CHECK(memory.dst[20001 << 10] == std::byte{0});
 }
 
+TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, in the order of their pieces") {
+  fake_cuda::install();
+  fake_cuda::set_delay_us(500);
+  PagedCopy copy;
+  constexpr uint32_t kRun = 4608, kPairs = 6;  // 4.5 MiB
+  for (uint64_t i = 0; i < kPairs; ++i) copy.pairs.push_back({1, 2, i * kRun << 10, i * kRun << 10, 1024, 1024, 1024});
+  copy.runs = {{0, 0, kRun}};
+  copy.seal();
+  Buffers memory(uint64_t{kPairs} * kRun << 10);
+  const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
+  const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
+  DeviceCopier copier(0, {});
+  for (const uint64_t piece : {uint64_t{UINT64_MAX}, uint64_t{20} << 20}) {
+    std::memset(memory.dst, 0, copy.bytes);
+    DeviceTables tables = 0;
+    REQUIRE(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables).ok());
+    const unsigned before = fake_cuda::engine_copies();
+    DeviceTicket ticket = 0;
+    for (Cursor cursor; !at_end(copy, cursor);) REQUIRE(copier.launch(tables, copy, cursor, piece, 0, ticket).ok());
+    wait_for(copier, ticket);
+    CHECK(std::memcmp(memory.src, memory.dst, copy.bytes) == 0);
+    CHECK(fake_cuda::engine_copies() > before);           // some by the engine,
+    CHECK(fake_cuda::engine_copies() < before + kPairs);  // some by the kernel
+    copier.release(tables);
+  }
+  // Two pieces into one place: the later one's bytes stay.
+  const std::vector<uint64_t> other(kPairs, reinterpret_cast<uint64_t>(memory.src) + 1024);
+  PagedCopy fewer = copy;
+  fewer.runs = {{0, 0, kRun - 1}};
+  fewer.seal();
+  DeviceTables first = 0, second = 0;
+  REQUIRE(copier.prepare(fewer, DeviceForm::kPaged, other, dst, first).ok());
+  REQUIRE(copier.prepare(fewer, DeviceForm::kPaged, src, dst, second).ok());
+  DeviceTicket ticket = 0;
+  for (const DeviceTables tables : {first, second}) {
+    Cursor cursor;
+    REQUIRE(copier.launch(tables, fewer, cursor, UINT64_MAX, 0, ticket).ok());
+  }
+  wait_for(copier, ticket);
+  CHECK(std::memcmp(memory.src, memory.dst, copy.bytes) == 0);
+  fake_cuda::set_delay_us(0);
+}
+
 TEST_CASE("a device error is final, and names the call") {
   fake_cuda::install();
   const PagedCopy copy = pages(1024, 8);

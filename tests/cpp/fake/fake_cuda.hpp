@@ -16,6 +16,7 @@ void release(std::byte* memory);
 void release_pieces(std::byte* memory, size_t pieces);
 
 size_t mappings();                         // of other processes' memory, open now
+unsigned engine_copies();                  // copies of the copy engine so far
 void set_delay_us(unsigned microseconds);  // before each operation of a stream, at random up to this
 void fail_next_launch(int result);         // once
 void refuse_mapping(bool refused);         // opening handles fails as without P2P

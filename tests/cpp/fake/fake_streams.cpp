@@ -22,6 +22,7 @@ using namespace pdxfer::shim;
 thread_local std::vector<uintptr_t> contexts;  // ordinal + 1
 std::atomic<unsigned> delay_us{0};
 std::atomic<int> launch_failure{0};
+std::atomic<unsigned> copies{0};
 
 class Stream {
  public:
@@ -84,7 +85,17 @@ CuResult record(CuEvent event, CuStream stream) {
   return kCuSuccess;
 }
 
+// The stream goes on when the event's latest record, as of now, has been reached.
+CuResult wait_event(CuStream stream, CuEvent event, unsigned) {
+  const Event& e = *event_of(event);
+  stream_of(stream)->post([recorded = e.recorded, number = e.wanted] {
+    while (recorded->load(std::memory_order_acquire) < number) std::this_thread::yield();
+  });
+  return kCuSuccess;
+}
+
 CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
+  ++copies;
   stream_of(stream)->post(
       [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
   return kCuSuccess;
@@ -98,6 +109,7 @@ CuResult attribute(int* value, int which, CuDevice) {
 }  // namespace
 
 int current_ordinal() { return contexts.empty() ? 0 : static_cast<int>(contexts.back() - 1); }
+unsigned engine_copies() { return copies; }
 void set_delay_us(unsigned microseconds) { delay_us = microseconds; }
 void fail_next_launch(int result) { launch_failure = result; }
 
@@ -147,6 +159,7 @@ void fill_stream_table(CudaDriver& api) {
   };
   api.event_destroy = [](CuEvent event) { return delete event_of(event), kCuSuccess; };
   api.event_record = &record;
+  api.stream_wait_event = &wait_event;
   api.event_query = [](CuEvent event) {
     const Event& e = *event_of(event);
     return e.recorded->load(std::memory_order_acquire) >= e.wanted ? kCuSuccess : kCuNotReady;

@@ -1,7 +1,7 @@
 // Two engines in two processes, each seeing one GPU, and what cuda_ipc moves between them: rates against the copy
 // engine's own over the same mapping, latency of small requests, and every byte compared afterwards, also outside the
-// pages that were written. Built by tests/gpu/native/build.sh; `two_gpus [--budget N] [--same-gpu] | --selftest CASES`;
-// a line per row.
+// pages that were written. Built by tests/gpu/native/build.sh; `two_gpus [--budget N] [--pause US] [--same-gpu] |
+// --selftest CASES`; --pause lets everything go idle before each transfer. A line per row.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -165,16 +165,16 @@ Times times_of(std::vector<double> all) {
   return {all[all.size() / 2], all[all.size() * 99 / 100]};
 }
 
-void row(engine::Engine& engine, PeerId peer, Board& board, int index, RegionId mine, double top) {
+void row(engine::Engine& engine, PeerId peer, Board& board, int index, RegionId mine, double top, uint32_t pause) {
   const Workload& w = kWorkloads[index];
   auto plan = std::make_shared<TransferPlan>();
   plan->copies.push_back(make_copy(w, mine, board.pool));
-  const int rounds = plan->bytes() > (32 << 20) ? 30 : 1000;
+  const int rounds = plan->bytes() > (32 << 20) ? 30 : pause > 1000 ? 100 : 1000;
   std::vector<double> notified, done;
   for (int i = 0; i < rounds; ++i) {
     const auto tag = static_cast<uint64_t>(index * 2000 + i) & 0xffff;
     board.arrived_ns[tag] = 0;
-    if (rounds > 100) std::this_thread::sleep_for(std::chrono::microseconds(500));
+    if (pause != 0 || rounds > 100) std::this_thread::sleep_for(std::chrono::microseconds(pause != 0 ? pause : 500));
     const int64_t begin = now_ns();
     const auto batch = engine.submit(peer, plan, tag, {});
     if (!batch->wait_until(Clock::now() + std::chrono::seconds(10)) || !batch->status().ok()) {
@@ -195,7 +195,7 @@ void row(engine::Engine& engine, PeerId peer, Board& board, int index, RegionId 
   std::fflush(stdout);
 }
 
-int sender(Board& board, uint32_t budget) {
+int sender(Board& board, uint32_t budget, uint32_t pause) {
   ::setenv("CUDA_VISIBLE_DEVICES", "0", 1);
   const std::vector<std::byte> source = pattern();
   const sys::CudaContext context(0);
@@ -209,7 +209,7 @@ int sender(Board& board, uint32_t budget) {
   std::printf("ceiling (copy engine, 1 GiB) %.1f GB/s; %s\n", top, engine.peer(peer)->link_text().c_str());
   board.verify = 1;  // the ceiling wrote everything: blank it
   while (board.verify != 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  for (int i = 0; i < static_cast<int>(std::size(kWorkloads)); ++i) row(engine, peer, board, i, mine, top);
+  for (int i = 0; i < static_cast<int>(std::size(kWorkloads)); ++i) row(engine, peer, board, i, mine, top, pause);
   engine.close();
   board.stage = 3;
   return 0;
@@ -226,19 +226,20 @@ int selftest(uint32_t cases) {
 }
 
 int main(int argc, char** argv) {
-  uint32_t budget = 0;
+  uint32_t budget = 0, pause = 0;
   const char* gpu = "1";
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--selftest") == 0 && i + 1 < argc)
       return selftest(static_cast<uint32_t>(std::atoi(argv[i + 1])));
     if (std::strcmp(argv[i], "--same-gpu") == 0) gpu = "0";
     if (std::strcmp(argv[i], "--budget") == 0 && i + 1 < argc) budget = static_cast<uint32_t>(std::atoi(argv[++i]));
+    if (std::strcmp(argv[i], "--pause") == 0 && i + 1 < argc) pause = static_cast<uint32_t>(std::atoi(argv[++i]));
   }
   auto* board = new (::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Board{};
   const pid_t child = ::fork();  // before anything of CUDA
   try {
     if (child == 0) ::_exit(receiver(*board, gpu, budget));
-    const int result = sender(*board, budget);
+    const int result = sender(*board, budget, pause);
     ::waitpid(child, nullptr, 0);
     return result;
   } catch (const std::exception& error) {

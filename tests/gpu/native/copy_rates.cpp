@@ -1,0 +1,126 @@
+// DeviceCopier alone, in one process that sees two GPUs: rates by thread blocks, and what a single transfer takes with
+// its tables, launch and event. `copy_rates [PART OF A ROW'S NAME]`. Built by tests/gpu/native/build.sh; a line per
+// row.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "pack/device_copier.hpp"
+#include "sys/cuda_stream.hpp"
+
+using namespace pdxfer;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+constexpr uint64_t kPool = 1ull << 30;
+const shim::CudaDriver& api() { return shim::cuda().api; }
+void must(shim::CuResult result, const char* what) { shim::cuda_check(result, what); }
+void must(const Status& status) {
+  if (!status.ok()) throw Error(status.code, status.to_string(), status.native);
+}
+
+double microseconds(const std::function<void()>& work, int rounds = 15) {
+  std::vector<double> all;
+  for (int i = 0; i < rounds; ++i) {
+    const auto begin = Clock::now();
+    work();
+    all.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
+  }
+  std::sort(all.begin(), all.end());
+  return all[all.size() / 2];
+}
+
+PagedCopy make_copy(uint32_t buffers, uint64_t page, uint64_t stride, uint32_t count, bool random, uint32_t share) {
+  std::mt19937 engine(3);
+  const auto slots = static_cast<uint32_t>(kPool / buffers / stride);
+  std::vector<uint32_t> from(slots), to(slots);
+  for (uint32_t i = 0; i < slots; ++i) from[i] = to[i] = i;
+  if (random) {
+    std::shuffle(from.begin(), from.end(), engine);
+    std::shuffle(to.begin(), to.end(), engine);
+  }
+  PagedCopy copy;
+  for (uint32_t i = 0; i < share; ++i)
+    copy.pairs.push_back({1, 2, uint64_t{i} * slots * stride, uint64_t{i} * slots * stride, stride, stride, page});
+  if (random)
+    for (uint32_t i = 0; i < count; ++i) copy.runs.push_back({from[i], to[i], 1});
+  else
+    copy.runs.push_back({0, 0, count});
+  copy.seal();
+  return copy;
+}
+
+struct Ends {
+  const sys::CudaMemory& src;
+  const sys::CudaMemory& dst;
+};
+
+// `times` launches of the whole copy and the wait for the last.
+void move(pack::DeviceCopier& copier, const PagedCopy& copy, const Ends& ends, int times) {
+  const std::vector<uint64_t> src(copy.pairs.size(), ends.src.get()), dst(copy.pairs.size(), ends.dst.get());
+  DeviceTables tables = 0;
+  must(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables));
+  DeviceTicket ticket = 0;
+  for (int i = 0; i < times; ++i) {
+    Cursor cursor;
+    must(copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket));
+  }
+  for (bool over = false; !over;) must(copier.done(ticket, over));
+  copier.release(tables);
+}
+
+void rates(const Ends& ends, const std::string& only) {
+  struct Shape {
+    const char* name;
+    uint32_t buffers;
+    uint64_t page, stride;
+    uint32_t count;
+    bool random;
+  };
+  constexpr Shape kShapes[] = {
+      {"contiguous 4 MiB", 56, 1024, 1024, 4096, false}, {"random 1 KiB", 56, 1024, 1024, 4096, true},
+      {"random 16 KiB", 56, 16384, 16384, 256, true},    {"random 64 KiB", 56, 65536, 65536, 64, true},
+      {"MLA 1152 B", 61, 1152, 1152, 4096, true},        {"MLA 73728 B", 61, 73728, 73728, 64, true},
+      {"512 of 1 KiB", 56, 512, 1024, 8192, true},       {"256 of 1 KiB", 56, 256, 1024, 8192, true},
+      {"7 MB of 1 KiB", 56, 1024, 1024, 128, true}};
+  for (const Shape& s : kShapes) {
+    if (std::string(s.name).find(only) == std::string::npos) continue;
+    const PagedCopy copy = make_copy(s.buffers, s.page, s.stride, s.count, s.random, s.buffers);
+    for (const unsigned blocks : {8u, 16u, 32u, 64u}) {
+      DeviceCopyOptions options;
+      options.blocks = blocks;
+      pack::DeviceCopier copier(0, options);
+      move(copier, copy, ends, 2);
+      const double one = microseconds([&] { move(copier, copy, ends, 1); });
+      const double five = microseconds([&] { move(copier, copy, ends, 5); });
+      const double alone = (five - one) / 4;
+      std::printf("rate %-18s blocks %2u: alone %7.1f us %6.1f GB/s, whole %7.1f us\n", s.name, blocks, alone,
+                  static_cast<double>(copy.bytes) / alone / 1e3, one);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const sys::CudaContext here(0), there(1);
+  std::unique_ptr<sys::CudaMemory> far;
+  {
+    const sys::CudaScope scope(there);
+    far = std::make_unique<sys::CudaMemory>(kPool);
+  }
+  const sys::CudaScope scope(here);
+  must(api().context_enable_peer(there.get(), 0), "cuCtxEnablePeerAccess");
+  const sys::CudaMemory near(kPool);
+  rates({near, *far}, argc > 1 ? argv[1] : "");
+  return 0;
+} catch (const std::exception& error) {
+  std::printf("FAILED: %s\n", error.what());
+  return 1;
+}

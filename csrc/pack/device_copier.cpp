@@ -325,7 +325,8 @@ Status DeviceCopier::done(DeviceTicket ticket, bool& over) noexcept {
 
 std::string DeviceCopier::describe() const {
   return std::to_string(blocks_) + " thread blocks" +
-         (options_.copy_engine ? ", copy engine for runs of " + std::to_string(kEngineBytes >> 10) + " KiB and more"
+         (options_.copy_engine ? ", copy engine for runs of " + std::to_string(kEngineBytes >> 10) +
+                                     " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
                                : ", no copy engine");
 }
 

@@ -1,6 +1,5 @@
 // The host copy; see paged_copy_host.hpp. One loop: extents are cut into pieces, the source of each piece is prefetched
-// a few KiB before its turn, a line for every line that is copied meanwhile, and the piece is streamed past the caches
-// when the copy as a whole would not fit them.
+// a few KiB before its turn, and the piece is streamed past the caches when the copy as a whole would not fit them.
 #include "pack/paged_copy_host.hpp"
 
 #include <pthread.h>
@@ -16,9 +15,9 @@
 namespace pdxfer::pack {
 namespace {
 
-// Measured (docs/design/plan.md): random pages gain from a prefetch of some KiB ahead, most when pages are small;
-// hardware prefetchers stop at page borders, which pieces of 1 KiB bridge.
-constexpr uint64_t kPiece = 1024;
+// Measured (docs/design/plan.md): random pages gain from the level-2 prefetch of about 4 KiB ahead, most when pages
+// are small; hardware prefetchers stop at page borders, which pieces of 2 KiB bridge.
+constexpr uint64_t kPiece = 2048;
 constexpr uint64_t kAhead = 4096;  // bytes prefetched and not yet copied
 constexpr unsigned kRing = 32;     // pieces in that distance at most; a power of two
 constexpr uint64_t kLine = 64;
@@ -40,16 +39,12 @@ class Pieces {
          std::span<std::byte* const> dst) noexcept
       : copy_(copy), cursor_(cursor), left_(bytes), src_(src), dst_(dst) {}
 
-  // `ahead` is what the copy of `piece` should prefetch: the newest piece, when only one is new (the steady state).
-  bool next(Piece& piece, Ahead& ahead) noexcept {
+  bool next(Piece& piece) noexcept {
     while (ahead_ < kAhead && head_ - tail_ < kRing && fetch()) {
     }
     if (head_ == tail_) return false;
     piece = ring_[tail_++ % kRing];
     ahead_ -= piece.bytes;
-    for (; head_ - told_ > 1; ++told_) prefetch({ring_[told_ % kRing].src, ring_[told_ % kRing].bytes});
-    ahead = {};
-    if (told_ != head_) ahead = {ring_[told_ % kRing].src, ring_[told_ % kRing].bytes}, ++told_;
     return true;
   }
 
@@ -62,9 +57,8 @@ class Pieces {
       left_ -= e.bytes;
     }
     // End on a line of the destination, so that no line is stored in two halves.
-    // What would leave a stump is taken whole.
-    const uint64_t bytes =
-        rest_.bytes <= kPiece + kPiece / 2 ? rest_.bytes : kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kLine;
+    const uint64_t bytes = std::min(rest_.bytes, kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kLine);
+    for (uint64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(rest_.src + at, 0, 2);
     ring_[head_++ % kRing] = {rest_.dst, rest_.src, bytes};
     rest_ = {rest_.dst + bytes, rest_.src + bytes, rest_.bytes - bytes};
     ahead_ += bytes;
@@ -77,7 +71,7 @@ class Pieces {
   std::span<std::byte* const> src_, dst_;
   Piece rest_;  // of the extent being cut
   std::array<Piece, kRing> ring_;
-  unsigned head_ = 0, tail_ = 0, told_ = 0;  // told_: the first piece that nobody prefetches yet
+  unsigned head_ = 0, tail_ = 0;
   uint64_t ahead_ = 0;
 };
 
@@ -88,8 +82,7 @@ uint64_t copy_alone(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std:
   const CopyFn move = streaming ? streaming_copy() : plain_copy;
   uint64_t bytes = 0;
   Pieces pieces(copy, cursor, budget, src, dst);
-  Ahead ahead;
-  for (Piece piece; pieces.next(piece, ahead); bytes += piece.bytes) move(piece.dst, piece.src, piece.bytes, ahead);
+  for (Piece piece; pieces.next(piece); bytes += piece.bytes) move(piece.dst, piece.src, piece.bytes);
   if (streaming) streaming_fence();
   return bytes;
 }

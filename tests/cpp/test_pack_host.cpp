@@ -214,7 +214,7 @@ TEST_CASE("the streaming copy is exact around its edges") {
       std::fill(dst.begin(), dst.end(), std::byte{0xEE});
       want = dst;
       std::copy_n(src.begin() + static_cast<ptrdiff_t>(from), bytes, want.begin() + static_cast<ptrdiff_t>(100 + to));
-      copy(dst.data() + 100 + to, src.data() + from, bytes, {});
+      copy(dst.data() + 100 + to, src.data() + from, bytes);
       pack::streaming_fence();
       REQUIRE(dst == want);
     }

@@ -156,7 +156,9 @@ def kills(count: int) -> dict[str, Any]:
     engine = pdxfer.Engine(config())
     memory = pattern(7)
     region = engine.register_memory(memory)
-    seconds, answers, before = [], {}, 0
+    seconds: list[float] = []
+    answers: dict[str, int] = {}
+    before = 0
     for _ in range(count):
         other = Other()
         peer = engine.connect(other.told["address"], timeout=20)

@@ -121,6 +121,7 @@ int perform(Qp& qp, const Request& r) {
     const auto* from = reinterpret_cast<const std::byte*>(piece.addr);
     bytes.insert(bytes.end(), from, from + piece.length);
   }
+  if (w.faults.drop_above > 0 && bytes.size() > w.faults.drop_above) return kIbvWcRetryExcErr;
   Qp& peer = *there->second;
   if (r.opcode == kIbvWrRdmaWrite) {
     ++w.counts.writes;
@@ -190,8 +191,7 @@ int post_send(IbvQp* where, IbvSendWr* wr, IbvSendWr** bad) {
   ++w.counts.doorbells;
   ++w.posts;
   const auto every = [&](int n) { return n > 0 && w.posts % static_cast<uint64_t>(n) == 0; };
-  size_t limit = SIZE_MAX;
-  if (every(w.faults.refuse_every)) limit = 0;
+  size_t limit = every(w.faults.refuse_every) ? 0 : SIZE_MAX;
   if (every(w.faults.cut_every)) {
     limit = 0;
     for (const IbvSendWr* at = wr; at != nullptr; at = at->next) ++limit;

@@ -19,6 +19,7 @@ struct Faults {
   int refuse_every = 0;     // every n-th post_send fails with ENOMEM
   int cut_every = 0;        // every n-th post_send takes only half of its chain
   int fail_every = 0;       // every n-th request completes with "transport retry counter exceeded"
+  size_t drop_above = 0;    // requests of more bytes complete with that too; 0: none
   bool no_qp = false;       // ibv_create_qp fails
   int no_dmabuf = 0;        // errno of ibv_reg_dmabuf_mr; 0: it works
   int no_registration = 0;  // errno of ibv_reg_mr; 0: it works

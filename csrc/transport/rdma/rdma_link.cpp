@@ -152,6 +152,7 @@ void RdmaLink::submit_direct(OutBatch& out, const PagedCopy& copy, Cursor& curso
   const uint32_t n = unroll(out, copy, cursor, *rail, std::min(rail->room(), kMaxChain));
   const uint32_t taken = rail->post({works_.data(), n}, {keys_.data(), n});
   if (taken == 0) return;
+  hub_.touch();
   out.touched = true;
   out.outstanding += taken;
   cursor = after_[taken - 1];
@@ -220,6 +221,7 @@ bool RdmaLink::notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail)
   out.tag = tag;
   out.tail.assign(tail.begin(), tail.end());
   out.touched = out.ended = true;
+  hub_.touch();
   settle(out);
   pump();
   return true;
@@ -257,6 +259,7 @@ void RdmaLink::settle(OutBatch& out) {
 }
 
 void RdmaLink::work_done(const Work& work) {
+  fruitless_since_ = {};
   if (work.kind == Work::Kind::kExtent) {
     --work.batch->outstanding;
     settle(*work.batch);

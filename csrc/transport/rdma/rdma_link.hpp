@@ -61,7 +61,7 @@ class RdmaLink final : public Peer {
   void start(const Hello& theirs);  // connects the queue pairs; throws Error(kUnavailable)
   void begin();                     // the other end is ready too: probe
   bool advance();                   // one turn of set-up; true once a rail was found to work
-  void calibrate();
+  void calibrate(Deadline deadline);
 
   void import_region(const Region& region, ByteView key) override;
   void forget_region(RegionId region) override;
@@ -127,6 +127,8 @@ class RdmaLink final : public Peer {
   void reopen(Rail& rail, const Frame* offer);
   void probe(Rail& rail);
   void look_after_rails();
+  void bound_rails(Clock::time_point now);
+  void bound_outage(Clock::time_point now);
   void repost();
   bool fencing() const noexcept;
   bool usable() const noexcept;
@@ -142,9 +144,9 @@ class RdmaLink final : public Peer {
   std::vector<Rail*> doomed_;
   Inbound inbound_;
   Hello theirs_;
-  bool started_ = false;
+  bool started_ = false, established_ = false;
   Status lost_;
-  Clock::time_point outage_since_{};
+  Clock::time_point outage_since_{}, fruitless_since_{};  // no rail is up; rails fail and nothing gets through
   Bytes side_in_, side_out_;
 
   std::unordered_map<RegionId, Imported> imported_;

@@ -40,6 +40,8 @@ QpAddress Rail::open() {
   ++generation;
   posted_ = retired_ = signaled_ = bytes_ = 0;
   fenced_here = fenced_there = false;
+  retired_then_ = 0;
+  moved_at_ = since = std::chrono::steady_clock::now();
   state = State::kConnecting;
   port.rails.push_back(this);
   shim::IbvQpAttr attr{};

@@ -69,6 +69,14 @@ class Rail {
 
   // Posts up to kMaxChain works in order; returns how many were taken. `keys[i]` belongs to works[i].
   uint32_t post(std::span<const Work> works, std::span<const Keys> keys) noexcept;
+  // Has nothing of what is outstanding completed for `patience`? Asked now and then; the hot path pays nothing.
+  bool stuck(std::chrono::steady_clock::time_point now, std::chrono::milliseconds patience) noexcept {
+    if (outstanding() == 0 || retired_ != retired_then_) {
+      retired_then_ = retired_;
+      moved_at_ = now;
+    }
+    return now - moved_at_ > patience;
+  }
   // A completion of this generation: `done` sees every work that it retires, oldest first. False: not of ours.
   template <typename Done>
   bool retire(uint64_t wr_id, Done&& done) {
@@ -90,6 +98,12 @@ class Rail {
     for (; retired_ < posted_; ++retired_) take(ring_[retired_ % kSendDepth]);
     bytes_ = 0;
   }
+  // Is anything but probes outstanding?
+  bool has_real_work() const noexcept {
+    for (uint64_t at = retired_; at < posted_; ++at)
+      if (ring_[at % kSendDepth].kind != Work::Kind::kProbe) return true;
+    return false;
+  }
   // When a chain was cut short, nothing may be left without a request for a completion behind it.
   bool flush() noexcept;
 
@@ -99,7 +113,7 @@ class Rail {
   uint32_t generation = 0;
   State state = State::kDown;
   bool fenced_here = false, fenced_there = false;
-  std::chrono::steady_clock::time_point retry_at{}, down_since{};
+  std::chrono::steady_clock::time_point retry_at{}, since{};  // since: of kConnecting, and of fenced_here
   uint32_t failures = 0;
   Status why;  // of the last failure
 
@@ -113,6 +127,8 @@ class Rail {
   const RdmaOptions& options_;
   shim::IbvQp* qp_ = nullptr;
   uint32_t psn_ = 0, inline_bytes_ = 0;
+  uint64_t retired_then_ = 0;
+  std::chrono::steady_clock::time_point moved_at_{};
   uint64_t posted_ = 0, retired_ = 0, signaled_ = 0, bytes_ = 0;  // positions; signaled_: one past the last asked for
   std::vector<Work> ring_ = std::vector<Work>(kSendDepth);
   std::vector<shim::IbvSendWr> wrs_ = std::vector<shim::IbvSendWr>(kMaxChain);

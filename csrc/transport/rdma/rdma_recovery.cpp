@@ -39,7 +39,7 @@ bool RdmaLink::usable() const noexcept {
 
 Status RdmaLink::why_down() const {
   for (const auto& rail : rails_)
-    if (!rail->up() && !rail->why.ok()) return rail->why;
+    if (!rail->why.ok()) return rail->why;
   return {Code::kUnavailable, 0, "no probe was answered"};
 }
 
@@ -83,6 +83,7 @@ void RdmaLink::tear_down(Rail& rail) {
   hub_.drain();  // what came over it counts
   rail.close();
   if (message_rail_ == &rail) message_rail_ = nullptr;
+  if (rail.has_real_work() && fruitless_since_ == Clock::time_point{}) fruitless_since_ = Clock::now();
   std::vector<OutBatch*> dropped;
   // Whose request stood first when a queue pair broke, though packets get through, is the suspect.
   bool suspect = rail.why.native != shim::kIbvWcRetryExcErr && !rail.port.dead.load();
@@ -99,6 +100,7 @@ void RdmaLink::tear_down(Rail& rail) {
     }
   });
   rail.fenced_here = true;
+  rail.since = Clock::now();
   if (!lost_.ok()) return;
   send_frame(FrameType::kDown, rail);
   for (OutBatch* out : dropped) settle(*out);
@@ -127,6 +129,7 @@ void RdmaLink::reopen(Rail& rail, const Frame* offer) {
     rail.why = {error.code(), error.status().native, "a new queue pair was refused"};
     rail.fenced_here = true;
     rail.fenced_there = offer == nullptr;
+    rail.since = Clock::now();
     rail.retry_at = Clock::now() + kFirstBackoff * (1 << std::min(++rail.failures, kMostDoublings));
     if (offer != nullptr) {
       rail.generation = offer->generation;
@@ -200,8 +203,39 @@ void RdmaLink::repost() {
   }
 }
 
+// Every wait of a rail ends: for an answer over the side connection, for a completion that the device owes.
+void RdmaLink::bound_rails(Clock::time_point now) {
+  const std::chrono::milliseconds patience(hub_.context.limits.peer_timeout_ms);
+  for (const auto& rail : rails_) {
+    if (rail->fenced_here && !rail->fenced_there && now - rail->since > patience)
+      return die({Code::kPeerLost, 0, "the other end did not give up a queue pair that failed here"});
+    if (rail->state == Rail::State::kConnecting && now - rail->since > patience)
+      doom(*rail, {Code::kPeerLost, 0, "the other end did not answer for a queue pair"});
+    if (rail->state > Rail::State::kConnecting && rail->stuck(now, patience))
+      doom(*rail, {Code::kPeerLost, 0, "the device completed nothing"});
+  }
+}
+
+// The peer is lost when no rail is up for the peer time-out, or when rails come up and fail again all that time without
+// anything but probes getting through (a path that drops large packets).
+void RdmaLink::bound_outage(Clock::time_point now) {
+  const std::chrono::milliseconds patience(hub_.context.limits.peer_timeout_ms);
+  if (!established_) return;  // connect has a deadline of its own
+  if (usable())
+    outage_since_ = {};
+  else if (outage_since_ == Clock::time_point{})
+    outage_since_ = now;
+  if (batches_.empty() && pending_.empty() && messages_acked_ == messages_made_) fruitless_since_ = {};
+  for (const Clock::time_point since : {outage_since_, fruitless_since_}) {
+    if (since == Clock::time_point{} || now - since <= patience || !lost_.ok()) continue;
+    const Status why = why_down();
+    die({Code::kPeerLost, why.native, why.where});
+  }
+}
+
 void RdmaLink::look_after_rails() {
   const auto now = Clock::now();
+  bound_rails(now);
   for (const auto& rail : rails_)
     if (rail->port.dead.load()) doom(*rail, {Code::kPeerLost, 0, "the port went down"});
   while (!doomed_.empty() && lost_.ok()) tear_down(*doomed_.front());
@@ -212,14 +246,7 @@ void RdmaLink::look_after_rails() {
       reopen(*rail, nullptr);
     if (rail->up()) (void)rail->flush();
   }
-  if (usable()) {
-    outage_since_ = {};
-  } else if (outage_since_ == Clock::time_point{}) {
-    outage_since_ = now;
-  } else if (now - outage_since_ > std::chrono::milliseconds(hub_.context.limits.peer_timeout_ms)) {
-    const Status why = why_down();
-    die({Code::kPeerLost, why.native, why.where});
-  }
+  bound_outage(now);
 }
 
 void RdmaLink::progress(bool side_ready) {

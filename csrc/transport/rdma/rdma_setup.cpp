@@ -11,6 +11,7 @@ namespace {
 constexpr uint32_t kLeastSlots = 2, kMostSlots = 16;
 constexpr uint64_t kMostSlotBytes = 256 << 10;
 constexpr uint64_t kLeastSlotBytes = 4096;
+constexpr auto kCalibration = std::chrono::milliseconds(100);  // it holds the mutex; defaults stand in for the rest
 
 // Slots small enough to overlap gather, wire and scatter, large enough that their messages cost nothing.
 uint32_t slot_bytes(const Limits& limits) {
@@ -103,14 +104,15 @@ bool RdmaLink::advance() {
   const std::lock_guard lock(hub_.mutex);
   hub_.drain();
   progress(true);
-  return usable();
+  return established_ = usable();
 }
 
 // What one request more, one byte more and one byte copied cost here, measured while the link is new and idle.
-void RdmaLink::calibrate() {
+void RdmaLink::calibrate(Deadline deadline) {
   const std::lock_guard lock(hub_.mutex);
   Rail* rail = choose();
   if (rail == nullptr) return;
+  deadline = std::min(deadline, Clock::now() + kCalibration);
   const auto timed = [&](uint32_t requests, uint32_t bytes) {
     Work work{Work::Kind::kProbe, nullptr, 0, kArena, kStaging, theirs_.staging, bytes, 1, {}};
     work.piece[0] = {reinterpret_cast<uint64_t>(arena_.outbound(0)), bytes};
@@ -120,7 +122,7 @@ void RdmaLink::calibrate() {
     const auto begin = Clock::now();
     if (rail->post(works, all) != requests) return -1.0;
     while (rail->up() && rail->outstanding() > 0) {
-      if (Clock::now() - begin > std::chrono::milliseconds(200)) return -1.0;
+      if (Clock::now() > deadline) return -1.0;
       hub_.drain();
     }
     return std::chrono::duration<double, std::nano>(Clock::now() - begin).count();

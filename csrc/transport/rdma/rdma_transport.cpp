@@ -18,7 +18,7 @@ namespace {
 using namespace rdma;
 
 constexpr size_t kMostHello = 64 << 10;
-constexpr auto kProbePatience = std::chrono::milliseconds(2000);
+constexpr auto kProbePatience = std::chrono::milliseconds(2000);  // at least, while the peer's process is busy
 constexpr auto kTurn = std::chrono::microseconds(100);
 
 // Where the GPU of the option `gpu` hangs; without the option, nowhere: host memory takes every fast port.
@@ -52,6 +52,7 @@ class RdmaTransport final : public Transport {
   void deregister_memory(RegionId region) override;
   std::unique_ptr<Peer> connect(const Link& link) override;
   size_t poll(std::span<Completion> out) override { return hub_.poll(out); }
+  bool spinning() const override { return hub_.spinning(); }
 
  private:
   struct Address {
@@ -111,11 +112,16 @@ Bytes RdmaTransport::register_memory(const Region& region) {
 }
 
 void RdmaTransport::deregister_memory(RegionId region) {
-  const std::lock_guard lock(hub_.mutex);
-  // Under the mutex, so that nobody posts with a key that is going: ibv_dereg_mr returns when the device has let go.
-  if (hub_.regions.erase(region) == 0)
+  decltype(hub_.regions)::node_type gone;
+  {
+    const std::lock_guard lock(hub_.mutex);
+    gone = hub_.regions.extract(region);
+    if (!gone.empty()) ++hub_.epoch;
+  }
+  if (gone.empty())
     throw Error(Code::kInvalid, "deregister region " + std::to_string(region) + ": no such region is registered");
-  ++hub_.epoch;
+  // Its keys go here: ibv_dereg_mr returns when the device has let go. Without the mutex, since nobody finds the keys
+  // any more and unpinning gigabytes takes its time; what was posted with them fails at the device.
 }
 
 std::vector<NicPair> RdmaTransport::pairs_with(const Link& link, const Address& theirs) const {
@@ -181,7 +187,9 @@ std::unique_ptr<Peer> RdmaTransport::make_link(const Link& link) {
   sys::send_exact(fd, ready, link.deadline);
   sys::recv_exact(fd, ready, link.deadline);
   made->begin();
-  const Deadline deadline = std::min(link.deadline, Clock::now() + kProbePatience);
+  const Deadline deadline =
+      std::min(link.deadline,
+               Clock::now() + std::max(kProbePatience, std::chrono::milliseconds(hub_.context.limits.peer_timeout_ms)));
   while (!made->advance()) {
     if (!made->lost().ok()) throw Error(Code::kUnavailable, "rdma: " + made->lost().to_string());
     if (Clock::now() >= deadline)
@@ -189,7 +197,7 @@ std::unique_ptr<Peer> RdmaTransport::make_link(const Link& link) {
                   "rdma: no packet came through (" + made->describe() + "); run `pdxfer doctor` on both machines");
     std::this_thread::sleep_for(kTurn);
   }
-  made->calibrate();
+  made->calibrate(link.deadline);
   return made;
 }
 

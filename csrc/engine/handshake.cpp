@@ -1,6 +1,7 @@
 // See handshake.hpp and docs/design/wire.md.
 #include "engine/handshake.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/codec.hpp"
@@ -17,6 +18,7 @@ constexpr size_t kNonceBytes = 32;
 constexpr size_t kMaxTransports = 16;
 constexpr size_t kMaxRegions = 1u << 20;
 constexpr auto kTryTimeout = std::chrono::seconds(2);  // of one transport, so that the next gets its turn
+constexpr auto kTellTime = std::chrono::milliseconds(250);
 
 ByteView view(std::string_view text) { return std::as_bytes(std::span(text)); }
 
@@ -159,6 +161,14 @@ Attempt attempt(transport::Transport& transport, const transport::Link& link) {
   }
 }
 
+// Until when one transport may try: a share of the time while others wait for their turn; when none does, all but what
+// telling the other end takes.
+Deadline try_until(std::span<const Candidate> candidates, Deadline deadline) {
+  const auto usable = std::ranges::count_if(candidates, [](const Candidate& c) { return c.refusal.empty(); });
+  const Deadline share = std::chrono::steady_clock::now() + kTryTimeout;
+  return std::min(deadline, usable == 1 ? std::max(share, deadline - kTellTime) : share);
+}
+
 transport::Link link_for(const FrameLink& control, PeerId peer, Role role, Bytes address, ByteView token,
                          Deadline deadline) {
   transport::Link link;
@@ -167,7 +177,7 @@ transport::Link link_for(const FrameLink& control, PeerId peer, Role role, Bytes
   link.address = std::move(address);
   link.host_hint = sys::split_host_port(control.who()).first;
   std::memcpy(link.token, token.data(), sizeof link.token);
-  link.deadline = std::min(deadline, std::chrono::steady_clock::now() + kTryTimeout);
+  link.deadline = deadline;
   return link;
 }
 
@@ -193,7 +203,8 @@ Choice lead(FrameLink& link, PeerId peer, std::span<const Candidate> candidates,
     std::array<std::byte, sizeof transport::Link::token> token;
     random_bytes(token);
     link.send(FrameType::kTry, Writer{}.text(name).raw(token).take(), deadline);
-    Attempt mine = attempt(*candidate.transport, link_for(link, peer, Role::kConnect, offer->second, token, deadline));
+    Attempt mine = attempt(*candidate.transport,
+                           link_for(link, peer, Role::kConnect, offer->second, token, try_until(candidates, deadline)));
     const Bytes result = link.expect(FrameType::kResult, deadline);
     Reader reader{result};
     const bool theirs = reader.integer<uint8_t>() == 1;
@@ -231,7 +242,8 @@ Choice follow(FrameLink& link, PeerId peer, std::span<const Candidate> candidate
     Attempt mine{nullptr, "not offered by this end"};
     for (const Candidate& c : candidates)
       if (c.refusal.empty() && name == c.transport->name() && offers.contains(name)) {
-        mine = attempt(*c.transport, link_for(link, peer, Role::kAccept, offers.at(name), token, deadline));
+        mine = attempt(*c.transport,
+                       link_for(link, peer, Role::kAccept, offers.at(name), token, try_until(candidates, deadline)));
         if (mine.peer != nullptr) choice.transport = c.transport;
       }
     if (mine.peer == nullptr) choice.passed_over.emplace_back(name, mine.reason);

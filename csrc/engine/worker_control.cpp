@@ -159,7 +159,7 @@ void Worker::keep_alive(Clock::time_point now) {
 
 // The end of a peer: its link goes first, because only then does nothing read our sources or write our memory.
 void Worker::lose(PeerState& peer, const std::string& reason) {
-  if (!peer.alive()) return;
+  if (!peer.link) return;  // alive() may have gone before the link: completed() marks a peer that its batch found lost
   peer.mark_lost(reason);
   lost_.push_back(peer.id);
   log(LogLevel::kInfo,
@@ -178,7 +178,7 @@ void Worker::lose(PeerState& peer, const std::string& reason) {
 
 void Worker::on(Drop& drop) {
   PeerState& peer = *drop.peer;
-  if (peer.alive() && peers_.contains(peer.id)) {
+  if (peer.link && peers_.contains(peer.id)) {
     peer.control.enqueue(FrameType::kGoodbye, encode_refusal(Code::kPeerLost, drop.reason));
     (void)peer.control.flush();
     lose(peer, drop.reason);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include "core/types.hpp"
 
@@ -57,6 +58,39 @@ inline Extent next_extent(const PagedCopy& copy, Cursor& cursor, uint64_t budget
   return e;
 }
 
+// Up to `count` extents of one pair from `cursor` on, as long as each is whole, at most `most` bytes, and together at
+// most `budget`: take(src_offset, dst_offset, bytes) is called for each and the cursor moved past them. Returns how
+// many; 0 when the next one is not of that kind. The same as next_extent, without its bookkeeping for each: small pages
+// are copied in the time that takes.
+template <class Take>
+inline size_t take_small_extents(const PagedCopy& copy, Cursor& cursor, uint64_t budget, uint64_t most, size_t count,
+                                 Take&& take) noexcept {
+  if (at_end(copy, cursor) || cursor.byte != 0) return 0;
+  const RegionPair p = copy.pairs[cursor.pair];
+  const std::span runs(copy.runs);
+  uint32_t run = cursor.run, slot = cursor.slot;
+  size_t taken = 0;
+  if (dense(p)) {
+    for (; slot == 0 && taken < count && run < runs.size(); ++run, ++taken) {
+      const uint64_t bytes = runs[run].count * p.slot_bytes;
+      if (bytes > most || bytes > budget) break;
+      budget -= bytes;
+      take(p.src_offset + runs[run].src_slot * p.src_stride, p.dst_offset + runs[run].dst_slot * p.dst_stride, bytes);
+    }
+  } else {
+    for (; taken < count && run < runs.size() && p.slot_bytes <= std::min(most, budget); ++taken) {
+      budget -= p.slot_bytes;
+      take(p.src_offset + (uint64_t{runs[run].src_slot} + slot) * p.src_stride,
+           p.dst_offset + (uint64_t{runs[run].dst_slot} + slot) * p.dst_stride, p.slot_bytes);
+      if (++slot == runs[run].count) slot = 0, ++run;
+    }
+  }
+  cursor.slot = slot;
+  cursor.run = run;
+  if (run == runs.size()) cursor.run = 0, ++cursor.pair;
+  return taken;
+}
+
 // Move the cursor `bytes` further: whole pairs in one step each, then whole runs. Stops at the end of the copy, or
 // where pair `pair_end` begins; returns how far it came. Requires seal().
 inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes,
@@ -71,6 +105,11 @@ inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes,
     }
     const Run& r = copy.runs[cursor.run];
     const uint64_t done = cursor.slot * p.slot_bytes + cursor.byte;
+    if (done == 0 && bytes >= r.count * p.slot_bytes) {  // the common case, kept free of the division
+      bytes -= r.count * p.slot_bytes;
+      if (++cursor.run == copy.runs.size()) cursor.run = 0, ++cursor.pair;
+      continue;
+    }
     const uint64_t step = std::min(bytes, r.count * p.slot_bytes - done);
     const uint64_t now = done + step;
     bytes -= step;

@@ -1,5 +1,5 @@
-// The host copy; see paged_copy_host.hpp. One loop: extents are cut into pieces, the source of each piece is prefetched
-// a few KiB before its turn, and the piece is streamed past the caches when the copy as a whole would not fit them.
+// The host copy; see paged_copy_host.hpp. Extents are cut into pieces, and lists of pieces copied while the source of
+// those a few KiB further on is prefetched; past the caches when the copy as a whole would not fit them.
 #include "pack/paged_copy_host.hpp"
 
 #include <pthread.h>
@@ -8,6 +8,7 @@
 #include <chrono>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "core/paged_copy.hpp"
 #include "pack/stream_copy.hpp"
@@ -15,53 +16,86 @@
 namespace pdxfer::pack {
 namespace {
 
-// Measured (docs/design/plan.md): random pages gain from the level-2 prefetch of about 4 KiB ahead, most when pages
-// are small; hardware prefetchers stop at page borders, which pieces of 2 KiB bridge.
-constexpr uint64_t kPiece = 2048;
-constexpr uint64_t kAhead = 4096;  // bytes prefetched and not yet copied
-constexpr unsigned kRing = 32;     // pieces in that distance at most; a power of two
-constexpr uint64_t kLine = 64;
+// Measured (docs/design/plan.md): a prefetch of about 4 KiB ahead, a line for every line copied. Hardware prefetchers
+// stop at page borders and know nothing of the next page.
+constexpr size_t kPiece = 1024;
+constexpr size_t kLongestPiece = kPiece + kPiece / 2;
+constexpr size_t kAhead = 4096;    // bytes prefetched and not yet copied
+constexpr size_t kMostAhead = 32;  // pieces in that distance at most
+constexpr size_t kBatch = 16;      // pieces cut, then copied: long turns leave the memory idle meanwhile
+constexpr size_t kList = 256;      // pieces
+constexpr size_t kLine = 64;
 constexpr uint64_t kStreaming = 1 << 20;  // copies up to this stay in the cache, where their reader finds them
 constexpr uint64_t kShared = 4 << 20;     // waking helpers costs more than they save on less than this
 constexpr uint64_t kSlice = 512 << 10;    // what helpers take at a time, at least
 constexpr auto kLongestWait = std::chrono::seconds(1);
 
-struct Piece {
-  std::byte* dst = nullptr;
-  const std::byte* src = nullptr;
-  uint64_t bytes = 0;
-};
-
-// Hands out the pieces of `bytes` bytes from the cursor on, each already on its way into the level-2 cache.
+// Cuts the extents of `bytes` bytes from the cursor on into pieces, and copies them list by list.
 class Pieces {
  public:
   Pieces(const PagedCopy& copy, Cursor& cursor, uint64_t bytes, std::span<std::byte* const> src,
          std::span<std::byte* const> dst) noexcept
       : copy_(copy), cursor_(cursor), left_(bytes), src_(src), dst_(dst) {}
 
-  bool next(Piece& piece) noexcept {
-    while (ahead_ < kAhead && head_ - tail_ < kRing && fetch()) {
+  // Cuts and copies some pieces; false when all are done.
+  bool step(CopyFn move) noexcept {
+    static constexpr std::array<Piece, kMostAhead> kNothing{};
+    if (end_ + kBatch + kMostAhead > kList) {
+      std::copy(list_.begin() + begin_, list_.begin() + end_, list_.begin());
+      end_ -= std::exchange(begin_, 0);
     }
-    if (head_ == tail_) return false;
-    piece = ring_[tail_++ % kRing];
-    ahead_ -= piece.bytes;
+    while (ahead_ < kAhead && end_ - begin_ < kMostAhead && cut()) prefetch(list_[end_ - 1]);
+    const size_t first_new = end_;
+    while (end_ - first_new < kBatch && (cut_small(first_new + kBatch - end_) || cut())) {
+    }
+    const size_t count = end_ - first_new;
+    if (count == 0) {
+      move(list_.data() + begin_, kNothing.data(), end_ - begin_);
+      return false;
+    }
+    move(list_.data() + begin_, list_.data() + first_new, count);
+    for (size_t i = 0; i < count; ++i) ahead_ -= list_[begin_++].bytes;
+    // Pieces have grown: enough is under way.
+    for (; ahead_ > 2 * kAhead; ahead_ -= list_[begin_++].bytes) move(list_.data() + begin_, kNothing.data(), 1);
     return true;
   }
 
+  uint64_t left() const noexcept { return left_; }
+
  private:
-  bool fetch() noexcept {
+  // Whole extents that are no longer than a piece.
+  bool cut_small(size_t most) noexcept {
+    if (rest_.bytes != 0 || at_end(copy_, cursor_)) return false;
+    std::byte* const dst = dst_[cursor_.pair];
+    const std::byte* const src = src_[cursor_.pair];
+    Piece* to = list_.data() + end_;
+    uint64_t bytes = 0;
+    take_small_extents(copy_, cursor_, left_, kLongestPiece, most, [&](uint64_t from, uint64_t at, uint64_t n) {
+      *to++ = {dst + at, src + from, n};
+      bytes += n;
+    });
+    left_ -= bytes;
+    ahead_ += bytes;
+    const bool some = to != list_.data() + end_;
+    end_ = static_cast<size_t>(to - list_.data());
+    return some;
+  }
+
+  // The next piece of whatever comes next.
+  bool cut() noexcept {
     if (rest_.bytes == 0) {
       if (left_ == 0 || at_end(copy_, cursor_)) return false;
       const Extent e = next_extent(copy_, cursor_, left_);
       rest_ = {dst_[e.pair] + e.dst_offset, src_[e.pair] + e.src_offset, e.bytes};
       left_ -= e.bytes;
     }
-    // End on a line of the destination, so that no line is stored in two halves.
-    const uint64_t bytes = std::min(rest_.bytes, kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kLine);
-    for (uint64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(rest_.src + at, 0, 2);
-    ring_[head_++ % kRing] = {rest_.dst, rest_.src, bytes};
-    rest_ = {rest_.dst + bytes, rest_.src + bytes, rest_.bytes - bytes};
+    // End on a line of the destination, so that no line is stored in two halves; what would leave a stump
+    // is taken whole.
+    const size_t bytes =
+        rest_.bytes <= kLongestPiece ? rest_.bytes : kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kLine;
+    list_[end_++] = {rest_.dst, rest_.src, bytes};
     ahead_ += bytes;
+    rest_ = {rest_.dst + bytes, rest_.src + bytes, rest_.bytes - bytes};
     return true;
   }
 
@@ -70,9 +104,9 @@ class Pieces {
   uint64_t left_;  // bytes not yet taken from the cursor
   std::span<std::byte* const> src_, dst_;
   Piece rest_;  // of the extent being cut
-  std::array<Piece, kRing> ring_;
-  unsigned head_ = 0, tail_ = 0;
-  uint64_t ahead_ = 0;
+  std::array<Piece, kList> list_;
+  size_t begin_ = 0, end_ = 0;  // of what is cut and not yet copied
+  size_t ahead_ = 0;            // bytes of that
 };
 
 // On the calling thread only. Moves the cursor; returns the bytes copied.
@@ -80,11 +114,11 @@ uint64_t copy_alone(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std:
                     std::span<std::byte* const> dst) noexcept {
   const bool streaming = copy.bytes > kStreaming;
   const CopyFn move = streaming ? streaming_copy() : plain_copy;
-  uint64_t bytes = 0;
   Pieces pieces(copy, cursor, budget, src, dst);
-  for (Piece piece; pieces.next(piece); bytes += piece.bytes) move(piece.dst, piece.src, piece.bytes);
+  while (pieces.step(move)) {
+  }
   if (streaming) streaming_fence();
-  return bytes;
+  return budget - pieces.left();
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // unaligned head and tail are stored plainly, because half a line streamed costs a read-modify-write in memory.
 #include "pack/stream_copy.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -11,31 +12,68 @@
 #endif
 
 namespace pdxfer::pack {
+namespace {
 
-void plain_copy(std::byte* dst, const std::byte* src, size_t bytes) noexcept { std::memcpy(dst, src, bytes); }
+constexpr size_t kLine = 64;
+
+inline void prefetch_line(const std::byte* at) noexcept { __builtin_prefetch(at, 0, 0); }
+
+}  // namespace
+
+void prefetch(const Piece& piece) noexcept {
+  for (size_t at = 0; at < piece.bytes; at += kLine) prefetch_line(piece.src + at);
+}
+
+void plain_copy(const Piece* pieces, const Piece* ahead, size_t count) noexcept {
+  for (size_t i = 0; i < count; ++i) {
+    prefetch(ahead[i]);
+    std::memcpy(pieces[i].dst, pieces[i].src, pieces[i].bytes);
+  }
+}
 
 #if defined(__x86_64__)
 namespace {
 
-constexpr size_t kLine = 64;
+constexpr size_t kPair = 2 * kLine;
 constexpr size_t kShort = 4 * kLine;  // below this the plain head and tail are most of the work
 
-__attribute__((target("avx2"))) void copy_avx2(std::byte* dst, const std::byte* src, size_t bytes) noexcept {
-  if (bytes < kShort) return plain_copy(dst, src, bytes);
-  const size_t head = (kLine - reinterpret_cast<uintptr_t>(dst) % kLine) % kLine;
-  if (head != 0) std::memcpy(dst, src, head);
-  size_t at = head;
-  for (; at + 2 * kLine <= bytes; at += 2 * kLine) {
-    const auto* from = reinterpret_cast<const __m256i*>(src + at);
-    auto* to = reinterpret_cast<__m256i*>(dst + at);
-    const __m256i a = _mm256_loadu_si256(from), b = _mm256_loadu_si256(from + 1);
-    const __m256i c = _mm256_loadu_si256(from + 2), d = _mm256_loadu_si256(from + 3);
-    _mm256_stream_si256(to, a);
-    _mm256_stream_si256(to + 1, b);
-    _mm256_stream_si256(to + 2, c);
-    _mm256_stream_si256(to + 3, d);
+__attribute__((target("avx2"))) inline void stream_line(std::byte* dst, const std::byte* src) noexcept {
+  const auto* from = reinterpret_cast<const __m256i*>(src);
+  auto* to = reinterpret_cast<__m256i*>(dst);
+  const __m256i a = _mm256_loadu_si256(from), b = _mm256_loadu_si256(from + 1);
+  _mm256_stream_si256(to, a);
+  _mm256_stream_si256(to + 1, b);
+}
+
+__attribute__((target("avx2"))) void copy_avx2(const Piece* pieces, const Piece* ahead, size_t count) noexcept {
+  for (size_t i = 0; i < count; ++i) {
+    const auto [dst, src, bytes] = pieces[i];
+    const auto [unused, next, next_bytes] = ahead[i];
+    if (bytes < kShort) {
+      plain_copy(pieces + i, ahead + i, 1);
+      continue;
+    }
+    size_t at = (kLine - reinterpret_cast<uintptr_t>(dst) % kLine) % kLine;
+    if (at != 0) std::memcpy(dst, src, at);
+    const size_t lines_end = bytes - (bytes - at) % kPair;
+    size_t soon = 0;  // of `next`, prefetched
+    for (; at < lines_end && soon < next_bytes; at += kPair, soon += kPair) {
+      prefetch_line(next + soon);
+      prefetch_line(next + soon + kLine);
+      stream_line(dst + at, src + at);
+      stream_line(dst + at + kLine, src + at + kLine);
+    }
+    for (; at < lines_end; at += kPair) {
+      stream_line(dst + at, src + at);
+      stream_line(dst + at + kLine, src + at + kLine);
+    }
+    for (; soon < next_bytes; soon += kLine) prefetch_line(next + soon);
+    if (at + kLine <= bytes) {
+      stream_line(dst + at, src + at);
+      at += kLine;
+    }
+    if (at != bytes) std::memcpy(dst + at, src + at, bytes - at);
   }
-  if (at != bytes) std::memcpy(dst + at, src + at, bytes - at);
 }
 
 }  // namespace

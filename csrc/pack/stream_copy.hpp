@@ -1,4 +1,4 @@
-// Copying one contiguous piece of host memory past the caches, with the widest instructions this processor has.
+// Copying a list of contiguous pieces of host memory past the caches, with the widest instructions this processor has.
 //
 // For copies much larger than a cache: a plain store first reads the line it overwrites and then evicts lines that
 // somebody needs. Called by HostCopier, on any thread; owns nothing.
@@ -8,12 +8,22 @@
 
 namespace pdxfer::pack {
 
-// Copies `bytes` (any number, any alignment, no overlap) from `src` to `dst`.
-using CopyFn = void (*)(std::byte* dst, const std::byte* src, size_t bytes) noexcept;
+struct Piece {
+  std::byte* dst = nullptr;
+  const std::byte* src = nullptr;
+  size_t bytes = 0;
+};
+
+// Copies `count` pieces (any sizes and alignments, no overlap) in order, and on the way prefetches the source of as
+// many from `ahead` on, a line of them for every line copied, which is what keeps the memory busy all the time.
+using CopyFn = void (*)(const Piece* pieces, const Piece* ahead, size_t count) noexcept;
 
 // The best streaming copy here, or plain_copy where there is none.
 CopyFn streaming_copy() noexcept;
-void plain_copy(std::byte* dst, const std::byte* src, size_t bytes) noexcept;
+void plain_copy(const Piece* pieces, const Piece* ahead, size_t count) noexcept;
+
+// All of a piece's source, for pieces that nothing is copied in front of.
+void prefetch(const Piece& piece) noexcept;
 
 // Streaming stores of this thread are globally visible once it returns.
 void streaming_fence() noexcept;

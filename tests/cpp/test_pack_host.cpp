@@ -114,6 +114,67 @@ TEST_CASE("extents at random budgets cover every byte exactly once, and advance 
   }
 }
 
+TEST_CASE("small extents are those that next_extent gives, and end where it would go on") {
+  std::mt19937 random(6);
+  size_t seen = 0;
+  for (int round = 0; round < 200; ++round) {
+    const Bench bench = make_bench(random, 1 + random() % 4, 1 + random() % 30, 1 + random() % 40, random() % 3);
+    Cursor cursor;
+    while (!at_end(bench.copy, cursor)) {
+      const uint64_t budget = 1 + random() % 400, most = random() % 80;
+      const size_t count = random() % 20;
+      const Cursor before = cursor;
+      Cursor expected = cursor;
+      uint64_t total = 0;
+      const size_t taken = take_small_extents(bench.copy, cursor, budget, most, count,
+                                              [&](uint64_t src_offset, uint64_t dst_offset, uint64_t bytes) {
+                                                const Extent e = next_extent(bench.copy, expected, UINT64_MAX);
+                                                CHECK(e.pair == before.pair);
+                                                CHECK(e.src_offset == src_offset);
+                                                CHECK(e.dst_offset == dst_offset);
+                                                CHECK(e.bytes == bytes);
+                                                CHECK(bytes <= most);
+                                                total += bytes;
+                                              });
+      REQUIRE(cursor == expected);
+      CHECK(total <= budget);
+      CHECK(taken <= count);
+      seen += taken;
+      // What stopped it: the count, the end of the pair, or an extent that is partial, too long or past the budget.
+      if (taken < count && cursor.pair == before.pair) {
+        Cursor next = cursor;
+        const Extent e = next_extent(bench.copy, next, UINT64_MAX);
+        const bool partial = cursor.byte != 0 || (cursor.slot != 0 && dense(bench.copy.pairs[cursor.pair]));
+        CHECK((partial || e.bytes > most || total + e.bytes > budget));
+      }
+      if (!at_end(bench.copy, cursor)) next_extent(bench.copy, cursor, 1 + random() % 60);
+    }
+  }
+  CHECK(seen > 1000);
+}
+
+TEST_CASE("pairs of very different page sizes are copied one after the other") {
+  // What is prefetched ahead is counted in pieces: their size changes by a factor of 100 from pair to pair.
+  std::mt19937 random(7);
+  Bench bench;
+  uint64_t at = 16;
+  for (const uint64_t slot_bytes : {64u, 1536u, 24u, 70000u, 8u, 1025u, 4096u}) {
+    bench.copy.pairs.push_back({1, 1, at, at, slot_bytes, slot_bytes, slot_bytes});
+    at += 150 * slot_bytes;
+  }
+  for (uint32_t slot = 0; slot < 150; ++slot) bench.copy.runs.push_back({(slot * 77) % 150, slot, 1});
+  bench.fill(at, random);
+  for (const uint64_t budget : {uint64_t{100000}, UINT64_MAX}) {
+    std::fill(bench.dst.begin(), bench.dst.end(), std::byte{0xEE});
+    HostCopier copier(1);
+    Cursor cursor;
+    uint64_t total = 0;
+    while (const uint64_t step = copier.copy(bench.copy, cursor, budget, bench.src_base, bench.dst_base)) total += step;
+    CHECK(total == bench.copy.bytes);
+    CHECK(bench.dst == bench.want);
+  }
+}
+
 TEST_CASE("every size, alignment and number of threads copies what it should and nothing else") {
   std::mt19937 random(2);
   for (const unsigned threads : {1u, 2u, 3u}) {
@@ -203,19 +264,24 @@ TEST_CASE("helper threads have names and are gone with the copier") {
   CHECK(HostCopier(1000).threads() == 64);
 }
 
-TEST_CASE("the streaming copy is exact around its edges") {
+TEST_CASE("the streaming and the plain copy are exact around their edges") {
   std::mt19937 random(5);
-  std::vector<std::byte> src(2000), dst(2000), want;
+  std::vector<std::byte> src(4000), dst(4000), want;
   for (std::byte& b : src) b = static_cast<std::byte>(random());
-  const pack::CopyFn copy = pack::streaming_copy();
-  for (size_t bytes = 0; bytes < 700; bytes += bytes < 300 ? 1 : 13)
-    for (const size_t to : {0u, 1u, 31u, 32u, 33u, 63u}) {
-      const size_t from = random() % 100;
-      std::fill(dst.begin(), dst.end(), std::byte{0xEE});
-      want = dst;
-      std::copy_n(src.begin() + static_cast<ptrdiff_t>(from), bytes, want.begin() + static_cast<ptrdiff_t>(100 + to));
-      copy(dst.data() + 100 + to, src.data() + from, bytes);
-      pack::streaming_fence();
-      REQUIRE(dst == want);
-    }
+  for (const pack::CopyFn copy : {pack::streaming_copy(), &pack::plain_copy})
+    for (size_t bytes = 0; bytes < 700; bytes += bytes < 300 ? 1 : 13)
+      for (const size_t to : {0u, 1u, 31u, 32u, 33u, 63u}) {
+        const size_t from = random() % 100;
+        std::fill(dst.begin(), dst.end(), std::byte{0xEE});
+        want = dst;
+        // Two pieces of different sizes; what is prefetched meanwhile may be longer, shorter or nothing.
+        const pack::Piece pieces[] = {{dst.data() + 100 + to, src.data() + from, bytes},
+                                      {dst.data() + 2000 + 2 * to, src.data() + 1000, 700 - bytes}};
+        const pack::Piece ahead[] = {{nullptr, src.data() + 2000, random() % 1500}, {}};
+        for (const pack::Piece& piece : pieces)
+          std::copy_n(piece.src, piece.bytes, want.begin() + (piece.dst - dst.data()));
+        copy(pieces, ahead, 2);
+        pack::streaming_fence();
+        REQUIRE(dst == want);
+      }
 }

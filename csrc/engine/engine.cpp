@@ -291,8 +291,10 @@ std::shared_ptr<Batch> Engine::submit(PeerId id, std::shared_ptr<const TransferP
   if (worker_.in_flight() >= config_.max_batches)
     throw Error(Code::kUnavailable, std::to_string(config_.max_batches) +
                                         " batches are in flight (max_batches): wait for some, then submit again");
-  auto batch = std::make_shared<Batch>(next_batch_.fetch_add(1), id, std::move(plan), tag, std::move(tail));
-  worker_.submit(batch);
+  const bool launches = to->transport->launches();
+  auto batch =
+      std::make_shared<Batch>(next_batch_.fetch_add(1), id, std::move(plan), tag, std::move(tail), launches && spins_);
+  worker_.submit(batch, launches);
   return batch;
 }
 

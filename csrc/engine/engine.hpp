@@ -88,6 +88,7 @@ class Engine {
   RegionId next_region_ = 1;
   PeerId next_peer_ = 1;
   std::atomic<BatchId> next_batch_{1};
+  const bool spins_ = std::thread::hardware_concurrency() > 2;  // a waiting caller takes no core that others need
   std::atomic<bool> closed_{false};
   // Shared by every call that uses transports or the worker, exclusive for close(): it waits for them, each bounded.
   std::shared_mutex operations_;

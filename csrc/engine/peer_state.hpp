@@ -63,7 +63,7 @@ class PeerState {
   }
   std::atomic<uint64_t> batches_sent{0}, bytes_sent{0}, batches_failed{0}, batches_arrived{0};
 
-  // Worker thread alone, from adoption on.
+  // Under Worker's turn, from adoption on.
   FrameLink control;
   std::unique_ptr<transport::Peer> link;
   transport::Transport* const transport;

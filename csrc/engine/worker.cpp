@@ -53,9 +53,12 @@ void Worker::adopt(std::shared_ptr<PeerState> peer) { post(Adopt{std::move(peer)
 void Worker::cancel(std::shared_ptr<Batch> batch) { post(Cancel{std::move(batch)}); }
 void Worker::region_added() { post(Publish{}); }
 
-void Worker::submit(std::shared_ptr<Batch> batch) {
+void Worker::submit(std::shared_ptr<Batch> batch, bool here) {
   in_flight_.fetch_add(1);
-  post(Submit{std::move(batch)});
+  if (here && begin(batch))
+    poller_.wake();  // it goes on from here, while the bytes are on their way
+  else
+    post(Submit{std::move(batch)});
 }
 
 std::future<void> Worker::withdraw(RegionId region) {
@@ -125,10 +128,11 @@ int Worker::idle_milliseconds() const {
 
 void Worker::run() {
   std::array<sys::Poller::Event, 64> events;
-  bool busy = false;
+  int sleep = 0;  // milliseconds
   while (!stopping_.load()) {
     loops_.fetch_add(1, std::memory_order_relaxed);
-    const size_t ready = poller_.wait(events, busy || spinning() ? 0 : idle_milliseconds());
+    const size_t ready = poller_.wait(events, sleep);
+    const std::lock_guard turn(turn_);
     const Clock::time_point now = Clock::now();
     if (faults_.throttle_bytes_per_s != 0) {
       const double rate = static_cast<double>(faults_.throttle_bytes_per_s);
@@ -136,7 +140,7 @@ void Worker::run() {
           std::min(rate / 20, throttle_credit_ + rate * std::chrono::duration<double>(now - throttle_at_).count());
       throttle_at_ = now;
     }
-    busy = take_commands();
+    bool busy = take_commands();
     for (size_t i = 0; i < ready; ++i) {
       PeerState& peer = *static_cast<PeerState*>(events[i].what);
       if (peer.alive()) busy |= control_io(peer, true);
@@ -154,7 +158,9 @@ void Worker::run() {
     keep_alive(now);
     settle_withdrawals(now);
     reap();
+    sleep = busy || spinning() ? 0 : idle_milliseconds();
   }
+  const std::lock_guard turn(turn_);
   take_commands();
   for (const auto& [id, peer] : peers_) {
     peer->control.enqueue(FrameType::kGoodbye, encode_refusal(Code::kPeerLost, "the engine was closed"));

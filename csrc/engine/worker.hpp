@@ -1,6 +1,7 @@
 // Worker: the one thread of an engine that moves anything. It owns every peer's control connection and transport link
 // after the handshake, takes commands from callers, gives each batch its turn, and completes it exactly once.
-// Public members may be called from any thread; everything private runs on the worker.
+// Public members may be called from any thread; everything private runs under turn_, which the worker has whenever it
+// is not asleep, and a caller has while it begins its own batch.
 #pragma once
 
 #include <deque>
@@ -28,7 +29,9 @@ class Worker {
 
   void wake() noexcept { poller_.wake(); }
   void adopt(std::shared_ptr<PeerState> peer);
-  void submit(std::shared_ptr<Batch> batch);
+  // `here`: begin it on this thread when the worker is asleep, so that its first bytes need not wait for a thread to
+  // wake.
+  void submit(std::shared_ptr<Batch> batch, bool here);
   void cancel(std::shared_ptr<Batch> batch);
   void region_added();                          // publish what the peers do not know yet
   std::future<void> withdraw(RegionId region);  // ready when nothing of any peer or batch uses it any more
@@ -74,6 +77,7 @@ class Worker {
   int idle_milliseconds() const;
 
   // worker_batches.cpp
+  bool begin(const std::shared_ptr<Batch>& batch);
   void on(Adopt& adopt);
   void on(Submit& submit);
   void on(Cancel& cancel);
@@ -104,6 +108,7 @@ class Worker {
   const Notices notices_;
   std::vector<transport::Transport*> transports_;
 
+  std::mutex turn_;  // before every other lock
   std::mutex commands_mutex_;
   std::vector<Command> commands_;  // bounded by Config::max_batches through the engine's count of batches
   mutable std::mutex arrivals_mutex_;

@@ -1,4 +1,4 @@
-// The worker's half that moves batches: adoption of peers, submission, progress, completion. Worker thread alone.
+// The worker's half that moves batches: adoption of peers, submission, progress, completion. Under turn_.
 #include <algorithm>
 
 #include "engine/worker.hpp"
@@ -21,6 +21,23 @@ void Worker::on(Adopt& adopt) {
   if (peer.accepted) peer.control.enqueue(FrameType::kSync, {});  // the connecting end waits for it
   publish_to(peer);                                               // what changed between the handshake and now
   control_io(peer, true);                                         // what the peer sent meanwhile
+}
+
+// On the caller's thread. False when the worker is awake, or was asked for something before: then it begins the batch.
+bool Worker::begin(const std::shared_ptr<Batch>& batch) {
+  const std::unique_lock turn(turn_, std::try_to_lock);
+  if (!turn) return false;
+  {
+    const std::lock_guard lock(commands_mutex_);
+    if (!commands_.empty()) return false;
+  }
+  Submit submit{batch};
+  on(submit);
+  if (batch->done()) return true;
+  PeerState& peer = *peers_.at(batch->peer);
+  while (!batch->done() && peer.alive() && step(peer, *batch)) {
+  }
+  return true;
 }
 
 void Worker::on(Submit& submit) {

@@ -1,4 +1,4 @@
-// The worker's half that talks on control connections: regions, heartbeats, loss and goodbye. Worker thread alone.
+// The worker's half that talks on control connections: regions, heartbeats, loss and goodbye. Under turn_.
 #include "core/log.hpp"
 #include "engine/worker.hpp"
 

@@ -4,7 +4,8 @@
 // one other engine. The engine owns both, negotiates over its own control connection, and is the only caller.
 //
 // Threads. Set-up calls (address, register_memory, deregister_memory, connect, destruction) come from any thread, one
-// at a time per object or guarded inside. submit, notify, cancel and poll come from the engine's worker thread alone.
+// at a time per object or guarded inside. submit, notify, cancel and poll come from one thread at a time: the engine's
+// worker, or, for a transport that launches(), a caller of Engine::submit in the worker's place while that sleeps.
 // A transport may run threads of its own; it hands results back through poll().
 //
 // Clauses, each tested on every transport by tests/cpp/conformance.cpp:
@@ -106,6 +107,9 @@ class Transport {
   // Is something under way, and due within microseconds, that only poll notices? The worker then calls it again at once
   // in place of sleeping. Worker thread.
   virtual bool spinning() const { return false; }
+  // Does submit only launch what something else then moves, most of it within a millisecond? Then waking a thread would
+  // cost as much as the transfer: callers launch it themselves, and spin a little when they wait for it. Any thread.
+  virtual bool launches() const { return false; }
 };
 
 // pack's host copy, handed in by the engine because transport may not include pack. Copies at most `budget` bytes of

@@ -91,6 +91,8 @@ class Registration:
     dst_tp_rank: int
     dst_attn_tp_size: int
     dst_kv_item_len: int
+    endpoint: str = "127.0.0.1"
+    dst_port: int = 40001
 
 
 class MooncakeKVManager:
@@ -120,6 +122,10 @@ class MooncakeKVManager:
         self.session_failures: dict[str, int] = defaultdict(int)
         self.failed_sessions: set[str] = set()
         self.session_lock = threading.Lock()
+        self._socket_lock = threading.Lock()
+        self._socket_cache: dict[str, Any] = {}
+        self._monitor_cache: dict[str, Any] = {}
+        self._socket_send_locks: dict[str, threading.Lock] = {}
         self.init_engine()
         self.register_buffer_to_engine()
         self.transfer_queues = [FastQueue(), FastQueue()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -162,6 +164,39 @@ def test_a_dead_decode_engine_fails_its_rooms_and_a_new_one_works(pair: Pair, ma
     pair.open(3, [6])
     pair.send(3, [4], 0, last=True)
     assert pair.concluded(3)[0] == KVPoll.Success
+
+
+class Socket:
+    closed = False
+
+    def close(self, linger: int | None = None) -> None:
+        self.closed = True
+
+
+def test_control_sockets_to_a_dead_decode_rank_are_closed_and_others_kept(
+    pair: Pair, manager: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pdxfer.sglang import control_sockets
+
+    monkeypatch.setattr(control_sockets, "CLOSE_AFTER_S", 0.0)
+    p = pair.prefill
+    sockets = {port: (Socket(), Socket()) for port in (40001, 40002)}
+    for port, (socket, monitor) in sockets.items():
+        p._socket_cache[f"tcp://[::1]:{port}"], p._monitor_cache[f"tcp://[::1]:{port}"] = socket, monitor
+        p._socket_send_locks[f"tcp://[::1]:{port}"] = threading.Lock()
+    p.decode_kv_args_table[pair.session].endpoint = "::1"
+    second = manager(Rank(rank=1).args, fake_sglang.DisaggregationMode.DECODE, types.SimpleNamespace(device="cpu"))
+    try:
+        other = dataclasses.replace(pair.d.registration(), endpoint="::1", dst_port=40002)
+        p.decode_kv_args_table[second.get_session_id()] = other
+        until(lambda: len(p._links._peers) == 2)
+        pair.decode.teardown()
+        until(lambda: not p._socket_cache.keys() & {"tcp://[::1]:40001"})
+        until(lambda: all(socket.closed for socket in sockets[40001]))
+        assert p._monitor_cache.keys() == p._socket_send_locks.keys() == {"tcp://[::1]:40002"}
+        assert not any(socket.closed for socket in sockets[40002])
+    finally:
+        second.teardown()
 
 
 def test_a_dead_prefill_engine_is_noticed_and_named(pair: Pair) -> None:

@@ -57,6 +57,7 @@ class CudaTransport final : public Transport {
   std::unique_ptr<Peer> connect(const transport::Link& link) override;
   size_t poll(std::span<Completion> out) override;
   bool spinning() const override;
+  bool launches() const override { return true; }
 
  private:
   void run() noexcept;

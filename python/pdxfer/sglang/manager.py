@@ -20,6 +20,7 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 
 import pdxfer
 from pdxfer.sglang import ib_device, wire
+from pdxfer.sglang.control_sockets import ControlSockets
 from pdxfer.sglang.data_path import DataPath, TransferEnded, Work
 from pdxfer.sglang.devices import PointerDevices
 from pdxfer.sglang.links import PeerLinks, PrefillRanks, Watch
@@ -80,6 +81,7 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
         self._transfer_s = _transfer_bound()
         self._on_gpu = str(getattr(server_args, "device", "cuda")).startswith("cuda")
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
+        self._control_sockets = ControlSockets(self)
         self._watch = Watch(self._look)
         self._watch.start()
         logger.info(
@@ -235,6 +237,8 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
         if self.disaggregation_mode == DisaggregationMode.PREFILL:
             for session, reason in self._links.take_lost().items():
                 self._decode_lost(session, reason)
+            live = list(self._registrations.values())
+            self._control_sockets.close_due({wire.endpoint_of(info.endpoint, info.dst_port) for info in live})
         else:
             for server, reason in self._prefill_ranks.take_lost().items():
                 self._prefill_lost(server, reason)
@@ -253,7 +257,9 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
             status = self.request_status.get(room)
             if session in infos and status is not None and status not in (KVPoll.Failed, KVPoll.Success):
                 self._conclude(room, f"PeerLostError: decode engine {session} is gone: {reason}")
-        self._registrations.pop(session, None)
+        info = self._registrations.pop(session, None)
+        if info is not None:
+            self._control_sockets.retire(wire.endpoint_of(info.endpoint, info.dst_port))
 
     def is_over(self, room: int) -> bool:
         """Has the room failed, or been cleared? Then nothing more is sent for it."""

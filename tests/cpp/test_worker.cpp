@@ -72,9 +72,15 @@ struct FakeTransport : transport::Transport {
   }
 };
 
+Config patient() {
+  Config config;
+  config.peer_timeout_ms = 120'000;  // nobody answers pings here
+  return config;
+}
+
 // A worker with one peer over `link`; `other_end` is that peer's end of the control connection.
 struct Bench {
-  const Config config;
+  const Config config = patient();
   engine::RegionTable regions;
   engine::Worker worker{config, regions,
                         [](const transport::Transport&) { return std::vector<engine::RegionNotice>(); }};

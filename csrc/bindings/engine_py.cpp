@@ -27,6 +27,14 @@ Bytes bytes_of(const py::bytes& data) {
 
 py::bytes to_python(const Bytes& data) { return py::bytes(reinterpret_cast<const char*>(data.data()), data.size()); }
 
+// A number, or the peer itself: asking that for its number in Python costs as much as the rest of a call.
+PeerId peer_id_of(const py::object& peer) {
+  if (PyLong_Check(peer.ptr())) return py::cast<PeerId>(peer);
+  if (!py::isinstance<PeerState>(peer))
+    throw py::type_error("expected a Peer or its id, not " + std::string(py::repr(peer)));
+  return py::cast<const PeerState&>(peer).id;
+}
+
 uint64_t pointer_of(const Region& region) { return reinterpret_cast<uint64_t>(region.buffer.data); }
 
 // A forked child has a copy of the engine but none of its threads: joining them would wait for ever. There it is
@@ -146,13 +154,14 @@ void bind_engine(py::module_& m) {
       .def("peers", &Engine::peers, NoGil())
       .def(
           "submit",
-          [](Engine& self, PeerId peer, std::shared_ptr<TransferPlan> plan, std::optional<uint64_t> tag,
+          [](Engine& self, const py::object& peer, std::shared_ptr<TransferPlan> plan, std::optional<uint64_t> tag,
              const py::bytes& tail) {
+            const PeerId id = peer_id_of(peer);
             Bytes raw = bytes_of(tail);
             py::gil_scoped_release release;
-            return self.submit(peer, std::move(plan), tag, std::move(raw));
+            return self.submit(id, std::move(plan), tag, std::move(raw));
           },
-          py::arg("peer_id"), py::arg("plan"), py::arg("tag"), py::arg("tail"))
+          py::arg("peer"), py::arg("plan"), py::arg("tag"), py::arg("tail"))
       .def(
           "cancel", [](Engine& self, const std::shared_ptr<Batch>& batch) { self.cancel(batch); }, py::arg("batch"),
           NoGil())

@@ -76,12 +76,29 @@ std::span<const T> view(const Column<T>& array) {
 
 bool is_int32(const py::array& array) { return array.dtype().kind() == 'i' && array.itemsize() == 4; }
 
+// `object` itself when it is a one-dimensional array of T without gaps; nothing of NumPy is called for it, because a
+// plan is mostly made when none of that is in the caches.
+template <typename T>
+std::optional<Column<T>> as_it_is(const py::object& object) {
+  if (!py::isinstance<py::array>(object)) return std::nullopt;
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  const py::dtype type = array.dtype();
+  if (type.kind() != 'i' || type.itemsize() != sizeof(T) || type.byteorder() != '=') return std::nullopt;
+  if (array.ndim() != 1 || (array.flags() & py::array::c_style) == 0) return std::nullopt;
+  return py::reinterpret_borrow<Column<T>>(object);
+}
+
 // The page arrays of one part: both as int32, without a copy when they are contiguous, or both as int64.
 struct Pages {
   std::optional<std::pair<Column<int32_t>, Column<int32_t>>> narrow;
   std::optional<std::pair<Column<int64_t>, Column<int64_t>>> wide;
 
   Pages(const py::object& src_object, const py::object& dst_object) {
+    auto src32 = as_it_is<int32_t>(src_object), dst32 = as_it_is<int32_t>(dst_object);
+    if (src32 && dst32) {
+      narrow.emplace(std::move(*src32), std::move(*dst32));
+      return;
+    }
     const py::array src = integers(src_object, "src_pages"), dst = integers(dst_object, "dst_pages");
     if (is_int32(src) && is_int32(dst))
       narrow.emplace(column<int32_t>(src, "src_pages"), column<int32_t>(dst, "dst_pages"));
@@ -90,35 +107,56 @@ struct Pages {
   }
 };
 
+// One part of a plan, its arrays looked at while the GIL is held: NumPy's accessors need it.
+class Work {
+ public:
+  Work(const plan::Pairing& pairing, const py::object& src, const py::object& dst, bool allow_duplicates)
+      : pairing_(pairing), pages_(src, dst), options_{allow_duplicates} {
+    if (pages_.narrow) {
+      src32_ = view(pages_.narrow->first);
+      dst32_ = view(pages_.narrow->second);
+    } else {
+      src64_ = view(pages_.wide->first);
+      dst64_ = view(pages_.wide->second);
+    }
+  }
+
+  // Without the GIL.
+  PagedCopy copy() const {
+    return pages_.narrow ? plan::make_copy(pairing_, src32_, dst32_, options_)
+                         : plan::make_copy(pairing_, src64_, dst64_, options_);
+  }
+
+ private:
+  const plan::Pairing& pairing_;
+  Pages pages_;
+  plan::RunOptions options_;
+  std::span<const int32_t> src32_, dst32_;
+  std::span<const int64_t> src64_, dst64_;
+};
+
+std::shared_ptr<TransferPlan> make_plan(const plan::Pairing& pairing, const py::object& src, const py::object& dst,
+                                        bool allow_duplicates) {
+  const Work work(pairing, src, dst, allow_duplicates);
+  py::gil_scoped_release unlocked;
+  auto out = std::make_shared<TransferPlan>();
+  out->copies.push_back(work.copy());
+  return out;
+}
+
 using Part = std::tuple<std::shared_ptr<plan::Pairing>, py::object, py::object, bool>;
 
-std::shared_ptr<TransferPlan> make_plan(const std::vector<Part>& parts) {
-  struct Work {
-    const plan::Pairing* pairing;
-    Pages pages;
-    plan::RunOptions options;
-    std::span<const int32_t> src32, dst32;  // taken while the GIL is held: NumPy's accessors need it
-    std::span<const int64_t> src64, dst64;
-  };
+std::shared_ptr<TransferPlan> make_plan_of_parts(const std::vector<Part>& parts) {
   std::vector<Work> work;
   work.reserve(parts.size());
   for (const auto& [pairing, src, dst, allow_duplicates] : parts) {
     if (!pairing) throw py::type_error("a part of a plan begins with a Pairing, not None");
-    Work& w = work.emplace_back(Work{pairing.get(), Pages(src, dst), {allow_duplicates}, {}, {}, {}, {}});
-    if (w.pages.narrow) {
-      w.src32 = view(w.pages.narrow->first);
-      w.dst32 = view(w.pages.narrow->second);
-    } else {
-      w.src64 = view(w.pages.wide->first);
-      w.dst64 = view(w.pages.wide->second);
-    }
+    work.emplace_back(*pairing, src, dst, allow_duplicates);
   }
   auto out = std::make_shared<TransferPlan>();
   py::gil_scoped_release unlocked;
   out->copies.reserve(work.size());
-  for (const Work& w : work)
-    out->copies.push_back(w.pages.narrow ? plan::make_copy(*w.pairing, w.src32, w.dst32, w.options)
-                                         : plan::make_copy(*w.pairing, w.src64, w.dst64, w.options));
+  for (const Work& w : work) out->copies.push_back(w.copy());
   return out;
 }
 
@@ -270,7 +308,10 @@ void bind_plan(py::module_& m) {
           "pairs", [](const TransferPlan& p, size_t copy) { return rows(copy_of(p, copy).pairs); }, py::arg("copy") = 0,
           "uint64 (n, 7): src region, dst region, src offset, dst offset, src stride, dst stride, slot bytes.")
       .def("__repr__", &plan_text);
-  m.def("make_plan", &make_plan, py::arg("parts"), "parts: (Pairing, src_pages, dst_pages, allow_duplicates) each.");
+  m.def("make_plan", &make_plan, py::arg("pairing").none(false), py::arg("src_pages"), py::arg("dst_pages"),
+        py::arg("allow_duplicates"));
+  m.def("make_plan", &make_plan_of_parts, py::arg("parts"),
+        "parts: (Pairing, src_pages, dst_pages, allow_duplicates) each.");
   m.def("plan_from_extents", &plan_from_extents, py::arg("src_ids"), py::arg("src_offsets"), py::arg("dst_ids"),
         py::arg("dst_offsets"), py::arg("lengths"));
   m.def("execute_local", &execute_local, py::arg("plan"), py::arg("src"), py::arg("dst"), py::arg("threads") = 1,

@@ -1,6 +1,7 @@
 // See region_table.hpp.
 #include "engine/region_table.hpp"
 
+#include <algorithm>
 #include <cstdio>
 
 namespace pdxfer::engine {
@@ -38,6 +39,7 @@ void RegionTable::add(const Region& region) {
     if (!by_id_.emplace(region.id, region).second)
       throw Error(Code::kInvalid, "region id " + std::to_string(region.id) + " is in use already");
     by_address_.emplace(begin, region.id);
+    sizes_.insert(std::ranges::lower_bound(sizes_, region.id, {}, &Size::id), {region.id, region.buffer.bytes});
   }
   added_.notify_all();
 }
@@ -48,6 +50,7 @@ bool RegionTable::remove(RegionId id) {
   if (it == by_id_.end()) return false;
   by_address_.erase(address(it->second));
   by_id_.erase(it);
+  sizes_.erase(std::ranges::lower_bound(sizes_, id, {}, &Size::id));
   return true;
 }
 
@@ -87,15 +90,18 @@ size_t RegionTable::size() const {
   return by_id_.size();
 }
 
+// A submit comes long after the last one, with everything out of the caches: a walk of a tree per pair would then cost
+// more than the plan. Pairs mostly name regions in the order of their ids.
 Status RegionTable::check(const TransferPlan& plan, Side side) const {
   std::lock_guard lock(mutex_);
-  for (const PagedCopy& copy : plan.copies) {
-    const Status status = check_range(copy, side, [this](RegionId id) -> uint64_t {
-      const auto it = by_id_.find(id);
-      return it == by_id_.end() ? 0 : it->second.buffer.bytes;
-    });
-    if (!status.ok()) return status;
-  }
+  size_t next = 0;
+  const auto bytes_of = [&](RegionId id) -> uint64_t {
+    if (next >= sizes_.size() || sizes_[next].id != id)
+      next = static_cast<size_t>(std::ranges::lower_bound(sizes_, id, {}, &Size::id) - sizes_.begin());
+    return next < sizes_.size() && sizes_[next].id == id ? sizes_[next++].bytes : 0;
+  };
+  for (const PagedCopy& copy : plan.copies)
+    if (const Status status = check_range(copy, side, bytes_of); !status.ok()) return status;
   return kOkStatus;
 }
 

@@ -29,10 +29,16 @@ class RegionTable {
   void close();
 
  private:
+  struct Size {
+    RegionId id;
+    uint64_t bytes;
+  };
+
   mutable std::mutex mutex_;
   mutable std::condition_variable added_;
   std::map<RegionId, Region> by_id_;
   std::map<uint64_t, RegionId> by_address_;
+  std::vector<Size> sizes_;  // of all regions, by id: what check() reads, on every submit
   bool closed_ = false;
 };
 

@@ -125,7 +125,7 @@ class Engine:
             UnavailableError: `max_batches` are in flight.
         """
         self._check()
-        return self._native.submit(peer if isinstance(peer, int) else peer.id, plan, tag, tail)
+        return self._native.submit(peer, plan, tag, tail)
 
     def cancel(self, batch: Batch) -> None:
         """Give a batch up. `batch.wait` raises CancelledError once nothing more of it can land."""

@@ -187,7 +187,7 @@ def make_plan(*args: Any, parts: Sequence[Part] | None = None, allow_duplicates:
         raise TypeError(
             "make_plan takes (src_layout, dst_layout, src_pages, dst_pages), (pairing, src_pages, dst_pages) or parts="
         )
-    return _core.make_plan([(pairing, src_pages, dst_pages, allow_duplicates)])
+    return _core.make_plan(pairing, src_pages, dst_pages, allow_duplicates)
 
 
 def plan_from_extents(

@@ -133,6 +133,11 @@ def test_bad_pages_are_named_and_nothing_moves(pair: tuple[pdxfer.Engine, pdxfer
     plan = pdxfer.make_plan(lying, layout([dst], 64, 16), np.array([900], np.int32), np.array([0], np.int32))
     with pytest.raises(pdxfer.InvalidError, match="source slot outside"):
         a.submit(peer, plan)
+    for nobody in ("peer", None, 1.5):
+        with pytest.raises(TypeError, match="a Peer or its id"):
+            a.submit(nobody, plan)  # type: ignore[arg-type]
+    with pytest.raises(pdxfer.InvalidError, match="peer 99 is not known"):
+        a.submit(99, plan)
     assert not target.any()
 
 

@@ -111,7 +111,7 @@ def test_pairing_refuses_whole_pages_of_two_sizes():
         pair_layouts(STATE, absent)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.int16, np.uint64])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.int16, np.uint64, ">i4", "<i4", ">i8"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_integer_arrays_of_any_kind_are_taken(dtype, stride):
     src = np.arange(0, 20, dtype=dtype)[::stride]

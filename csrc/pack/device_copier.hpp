@@ -13,8 +13,8 @@
 
 namespace pdxfer::pack {
 
-// Measured on NVLink 4 (docs/design/device.md): what more blocks add beyond these is little, and from runs of this size
-// on the copy engine is ahead of the kernel.
+// Measured on NVLink 4 (docs/design/cuda_ipc.md): what more blocks add beyond these is little, and from runs of this
+// size on the copy engine is ahead of the kernel.
 inline constexpr unsigned kDefaultBlocks = 32;
 inline constexpr uint64_t kEngineBytes = 16 << 20;
 // Runs from this size on are shared between the two, which together outrun either: the kernel's share, in 64ths.

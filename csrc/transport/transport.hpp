@@ -8,7 +8,7 @@
 // worker, or, for a transport that launches(), a caller of Engine::submit in the worker's place while that sleeps.
 // A transport may run threads of its own; it hands results back through poll().
 //
-// Clauses, each tested on every transport by tests/cpp/conformance.cpp:
+// Clauses, each tested on every transport by tests/cpp/conformance*.hpp:
 //  1. submit never blocks; it advances the cursor as far as it can; no progress means "poll, then try again".
 //     One call moves at most Limits::chunk_bytes or so, so that batches share a link fairly.
 //  2. Extents of a batch may land in any order; nothing is promised before arrival.

@@ -157,15 +157,16 @@ void Worker::keep_alive(Clock::time_point now) {
   }
 }
 
-// The end of a peer: its link goes first, because only then does nothing read our sources or write our memory.
+// The end of a peer: its link goes first, because only then does nothing read our sources or write our memory; whoever
+// sees the peer lost may use both for something else.
 void Worker::lose(PeerState& peer, const std::string& reason) {
   if (!peer.link) return;  // alive() may have gone before the link: completed() marks a peer that its batch found lost
+  peer.link.reset();
   peer.mark_lost(reason);
   lost_.push_back(peer.id);
   log(LogLevel::kInfo,
       "peer " + std::to_string(peer.id) + " (" + peer.identity.name + ", " + peer.address + ") lost: " + reason);
   poller_.remove(peer.control.fd());
-  peer.link.reset();
   poll_transports();  // what had completed before the end keeps its own answer
   const std::vector<std::shared_ptr<Batch>> active = std::move(peer.active);
   peer.active.clear();

@@ -27,6 +27,7 @@ PAGE_BYTES = 1 << 20
 PAGES = 64
 MEASURE_S = 0.5  # of a pair, after one pass that is not counted
 PAIR_S = 30.0  # bound of one transfer
+CONNECT_MS = 20000  # at least: what is asked is whether a pair works, and a machine may be busy
 IDLE_S = 120.0  # the connecting end asks at least this often
 Row = dict[str, Any]
 
@@ -41,9 +42,13 @@ class End:
     """One end of a pair's engines. Owns the engine and its pool until `close`."""
 
     def __init__(self, host: str, transport: str, nic: str, secret: str) -> None:
-        options = _without_devices(dict(pdxfer.Config().items())["rdma"])
+        given = dict(pdxfer.Config().items())
+        options = _without_devices(given["rdma"])
         rdma = ",".join([*options, f"devices={nic}"] if nic else options)
-        config = pdxfer.Config(host=host, port=0, transports=transport, rdma=rdma, secret=secret)
+        patience = max(CONNECT_MS, int(given["connect_timeout_ms"]))
+        config = pdxfer.Config(
+            host=host, port=0, transports=transport, rdma=rdma, secret=secret, connect_timeout_ms=patience
+        )
         self.engine = pdxfer.Engine(config)
         try:
             self.pool = np.zeros((PAGES, PAGE_BYTES), np.uint8)

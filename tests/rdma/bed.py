@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import pdxfer
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"  # rxe0 on veth0, rxe1 on veth1
 _RESTORE = [  # what the kernel forgets when an interface goes down
@@ -77,3 +81,16 @@ def packets() -> dict[str, int]:
         folder = Path(f"/sys/class/infiniband/{device}/ports/1/hw_counters")
         sent[device] = int((folder / "sent_pkts").read_text())
     return sent
+
+
+def record(test: str, facts: dict[str, Any]) -> None:
+    """Adds what a test found to $RDMA_BED_SCRATCH/faults.json, with what is needed to find it again."""
+    path = Path(os.environ["RDMA_BED_SCRATCH"]) / "faults.json"
+    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"tests": {}}
+    cpu = Path("/proc/cpuinfo").read_text().split("model name", 1)[-1].split("\n", 1)[0].strip(" \t:")
+    commit = shell("git rev-parse HEAD && git status --porcelain -uno | sed 's/^/changed:/'", check=False)
+    told["machine"] = f"RDMA test bed: user-mode Linux {platform.release()}, 1 CPU of an {cpu}, soft-RoCE"
+    told["versions"] = {"pdxfer": pdxfer.__version__, "python": platform.python_version()}
+    told["commit"] = " ".join(commit.split())
+    told["tests"][test] = facts
+    path.write_text(json.dumps(told, indent=1) + "\n")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bed import FAR, NEAR, resources
+from bed import FAR, NEAR, record, resources
 from ends import GUARD, TRANSPORT, Child, Pages
 
 SIZE = 8 << 20
@@ -44,7 +44,7 @@ def state(sender: Child, receiver: Child) -> dict[str, Any]:
     return {"sender": sender.call("footprint"), "receiver": receiver.call("footprint"), "verbs": resources()}
 
 
-@pytest.mark.timeout(560)
+@pytest.mark.timeout(1500)
 def test_nothing_is_left_behind(full: bool, capsys: pytest.CaptureFixture[str]) -> None:
     transfers = 10_000 if full else 1_500
     rng = np.random.default_rng(4)
@@ -77,4 +77,6 @@ def test_nothing_is_left_behind(full: bool, capsys: pytest.CaptureFixture[str]) 
         receiver.call("close")
         sender.end()
         receiver.end()
-    assert resources() == nothing, "closed engines left verbs objects"
+    left = resources()
+    record("nothing is left behind", {"transfers": transfers, "before": begin, "after": end, "verbs_at_the_end": left})
+    assert left == nothing, "closed engines left verbs objects"

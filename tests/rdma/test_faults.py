@@ -17,15 +17,19 @@ import pytest
 from bed import FAR, NEAR, Link, packets, record
 from ends import GUARD, TRANSPORT, Child, Pages
 
+import pdxfer
+
 POOL = 12 << 20
 PAGE_SIZES = (1024, 1152, 4096, 16384, 65536, 1 << 20)
+SETTINGS = dict(pdxfer.Config(environment=False).items())
+RETRIES_S = (6 + 1) * 4.096e-6 * 2**14  # options `retry` and `timeout` at their defaults: a queue pair is found dead
+# What docs/rdma.md promises of a cut link: queue pairs found dead one after the other (the second gets the first one's
+# work), and from then on the peer time-out without a working one. 3.94 s with the default configuration.
+CUT_PROMISE = 2 * RETRIES_S + int(SETTINGS["peer_timeout_ms"]) / 1000
 KILL_BOUND = 1.0  # seconds from the signal to the last typed error, default configuration
-# Two queue pairs, found dead one after the other (the second gets the first one's work), each after 0.47 s without an
-# answer, (6 + 1) * 4.096 us * 2**14; from then on peer_timeout_ms, 3 s, without a working one: 3.94 s. The rest is for
-# the one CPU that runs both ends, the kernel's timers and this test: 4.94 s were seen on two cores with a load of 8.
-CUT_BOUND = 6.0
+SLACK = 2.0  # the one CPU that runs both ends, the kernel's timers and this test
 PATIENCE = 20.0  # seconds after which a wait counts as a hang
-STREAM = 1.0  # seconds for which a sender goes on when nothing fails
+STREAM = 1.0  # seconds for which a sender goes on when nothing is to fail; else until something does, or PATIENCE
 # The sender that is killed submits no faster than this, so that what it was asked for takes a second or more, and the
 # kill, at random in its first part, finds some of it on the way.
 SLOW: dict[str, Any] = {"fault": "throttle=6MB/s", "chunk_bytes": 64 << 10}
@@ -110,8 +114,8 @@ def verified_transfer(ends: Ends) -> None:
     check_bytes(ends, jobs, outcomes)
 
 
-def inject(kind: str, ends: Ends, link: Link) -> float:
-    """Returns the moment from which the bound counts."""
+def inject(kind: str, ends: Ends, link: Link) -> tuple[float, float]:
+    """Returns the moments between which it struck: commands take their time beside a busy sender."""
     begin = time.monotonic()
     if kind == "kill receiver":
         ends.receiver.kill()
@@ -122,11 +126,11 @@ def inject(kind: str, ends: Ends, link: Link) -> float:
         if kind == "short outage":
             time.sleep(0.15)
             link.clear()
-    return begin
+    return begin, time.monotonic()
 
 
 def one_round(kind: str, ends: Ends, link: Link) -> tuple[float, Counter[str]]:
-    """Seconds until the last end knew, and what the batches came to."""
+    """Seconds until the last end knew, and what the batches came to. Fails when that took longer than it may."""
     if kind == "kill sender":
         return kill_sender_round(ends)
     path = ends.sender.call("connect", ends.receiver.about)
@@ -134,19 +138,22 @@ def one_round(kind: str, ends: Ends, link: Link) -> tuple[float, Counter[str]]:
     verified_transfer(ends)
     ends.receiver.pool[:] = GUARD
     jobs = make_jobs(ends.rng, int(ends.rng.integers(2, 7)))
-    ends.sender.start("stream", jobs, PATIENCE, STREAM)
+    ends.sender.start("stream", jobs, PATIENCE, STREAM if kind == "short outage" else PATIENCE)
     time.sleep(float(ends.rng.uniform(0.01, 0.15)))
-    begin = inject(kind, ends, link)
-    results = ends.sender.finish(PATIENCE + 10)
+    begin, done = inject(kind, ends, link)
+    results = ends.sender.finish(2 * PATIENCE + 10)
     outcomes = [outcome for outcome, _ in results]
     assert set(outcomes) <= TYPED, outcomes
-    late = max(moment for _, moment in results) - begin
+    late = max(moment for _, moment in results)
+    if "PeerLostError" in outcomes:
+        bound = KILL_BOUND if kind == "kill receiver" else CUT_PROMISE + SLACK
+        assert late - done < bound, f"{kind}: the sender knew {late - done:.2f} s after it; the bound is {bound:.2f} s"
     if kind == "kill receiver":
         check_bytes(ends, jobs, outcomes)
         ends.renew_receiver()
     else:
         settle(ends, link, jobs, outcomes)
-    return late, Counter(outcomes)
+    return late - begin, Counter(outcomes)
 
 
 def kill_sender_round(ends: Ends) -> tuple[float, Counter[str]]:
@@ -169,6 +176,7 @@ def kill_sender_round(ends: Ends) -> tuple[float, Counter[str]]:
     lost = ends.receiver.call("wait_lost", PATIENCE, patience=PATIENCE + 5)
     after = ends.receiver.pool.copy()
     assert lost is not None, f"the receiver did not notice within {PATIENCE:g} s that the sender was killed"
+    assert lost - begin < KILL_BOUND, f"the receiver noticed after {lost - begin:.2f} s that the sender was killed"
     time.sleep(0.2)
     assert np.array_equal(after, ends.receiver.pool), "a byte landed after the sender was reported lost"
     arrived = dict(ends.receiver.call("arrivals"))
@@ -210,8 +218,6 @@ def test_random_kills_and_link_cuts(ends: Ends, link: Link, full: bool, capsys: 
     for number in range(rounds):
         kind = FAULTS[number] if number < len(FAULTS) else str(ends.rng.choice(FAULTS))
         late, outcomes = one_round(kind, ends, link)
-        bound = KILL_BOUND if kind.startswith("kill") else CUT_BOUND
-        assert late < bound, f"round {number}, {kind}: the last end knew after {late:.2f} s"
         hit = any(outcome != "ok" for outcome in outcomes.elements())
         made[kind] += 1
         struck[kind] += hit

@@ -191,10 +191,11 @@ std::unique_ptr<Peer> RdmaTransport::make_link(const Link& link) {
       std::min(link.deadline,
                Clock::now() + std::max(kProbePatience, std::chrono::milliseconds(hub_.context.limits.peer_timeout_ms)));
   while (!made->advance()) {
-    if (!made->lost().ok()) throw Error(Code::kUnavailable, "rdma: " + made->lost().to_string());
-    if (Clock::now() >= deadline)
-      throw Error(Code::kUnavailable,
-                  "rdma: no packet came through (" + made->describe() + "); run `pdxfer doctor` on both machines");
+    const Status lost = made->lost();  // the end that gives up first closes the other's side connection
+    if (!lost.ok() || Clock::now() >= deadline)
+      throw Error(Code::kUnavailable, "rdma: no packet came through" +
+                                          (lost.ok() ? "" : std::string(" before this: ") + lost.where) + " (" +
+                                          made->describe() + "); run `pdxfer doctor` on both machines");
     std::this_thread::sleep_for(kTurn);
   }
   made->calibrate(link.deadline);

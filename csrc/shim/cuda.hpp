@@ -56,6 +56,7 @@ inline constexpr CuResult kCuPeerAlreadyEnabled = 704;
 inline constexpr int kCuLocationDevice = 1;
 inline constexpr int kCuHandlePosixFd = 1;
 inline constexpr int kCuAccessReadWrite = 3;
+inline constexpr int kCuRangeHandleDmaBuf = 1;
 inline constexpr unsigned kCuStreamNonBlocking = 1;
 inline constexpr unsigned kCuEventDisableTiming = 2;
 inline constexpr unsigned kCuIpcLazyPeerAccess = 1;
@@ -130,6 +131,8 @@ struct CudaDriver {
   CuResult (*vmm_map)(CuDevicePtr pointer, size_t bytes, size_t offset, CuMemHandle handle, unsigned long long flags);
   CuResult (*vmm_unmap)(CuDevicePtr pointer, size_t bytes);
   CuResult (*vmm_set_access)(CuDevicePtr pointer, size_t bytes, const CuMemAccess* access, size_t count);
+  // Null where the driver is older than CUDA 11.7.
+  CuResult (*mem_range_handle)(void* handle, CuDevicePtr pointer, size_t bytes, int type, unsigned long long flags);
 };
 
 struct CudaLibrary {

@@ -145,6 +145,7 @@ int perform(Qp& qp, const Request& r) {
 
 void advance(Cq* cq) {
   World& w = world();
+  if (w.faults.silent) return;
   std::vector<Qp*> mine;
   for (const auto& [number, qp] : w.qps)
     if (qp->send_cq == cq) mine.push_back(qp);
@@ -303,9 +304,14 @@ IbvMr* reg_mr(IbvPd* pd, void* addr, size_t length, int access) {
 IbvMr* reg_mr_iova2(IbvPd* pd, void* addr, size_t length, uint64_t, unsigned access) {
   return reg_mr(pd, addr, length, static_cast<int>(access));
 }
-IbvMr* reg_dmabuf_mr(IbvPd* pd, uint64_t, size_t length, uint64_t iova, int, int access) {
+// The dma-buf tells which addresses it stands for (fake_cuda::DmabufContent); here it must be those of the region.
+IbvMr* reg_dmabuf_mr(IbvPd* pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access) {
   const Lock lock(world().mutex);
   if (world().faults.no_dmabuf != 0) return errno = world().faults.no_dmabuf, nullptr;
+  uint64_t begin_and_bytes[2] = {};
+  if (::pread(fd, begin_and_bytes, sizeof begin_and_bytes, 0) != static_cast<ssize_t>(sizeof begin_and_bytes) ||
+      begin_and_bytes[0] + offset != iova || offset + length > begin_and_bytes[1])
+    return errno = EINVAL, nullptr;
   ++world().counts.dmabufs;
   return new_mr(pd, reinterpret_cast<void*>(iova), length, static_cast<unsigned>(access));
 }
@@ -442,35 +448,6 @@ const VerbsApi& table() {
     return t;
   }();
   return api;
-}
-
-std::vector<pdxfer::sys::DeviceInfo> devices(int count) {
-  using namespace pdxfer::sys;
-  std::vector<DeviceInfo> all;
-  for (int i = 0; i < count; ++i) {
-    DeviceInfo device;
-    device.name = "fake" + std::to_string(i);
-    device.node_type = "CA";
-    PortInfo port;
-    port.state = "ACTIVE";
-    port.physical_state = "LinkUp";
-    port.layer = LinkLayer::kEthernet;
-    port.rate_mbps = 100000;
-    port.rate = "100 Gb/sec";
-    port.active_mtu = 4096;
-    port.pkeys = {0xffff};
-    GidEntry gid;
-    gid.index = 3;
-    gid.type = GidType::kRoceV2;
-    gid.prefix_bits = 96 + 24;
-    gid.gid.raw[10] = gid.gid.raw[11] = 0xff;
-    gid.gid.raw[12] = 10;
-    gid.gid.raw[15] = static_cast<uint8_t>(i + 1);
-    port.gids.push_back(gid);
-    device.ports.push_back(port);
-    all.push_back(device);
-  }
-  return all;
 }
 
 Faults& faults() { return world().faults; }

@@ -21,6 +21,7 @@ struct Faults {
   int fail_every = 0;       // every n-th request completes with "transport retry counter exceeded"
   size_t drop_above = 0;    // requests of more bytes complete with that too; 0: none
   bool no_qp = false;       // ibv_create_qp fails
+  bool silent = false;      // requests are taken and never complete
   int no_dmabuf = 0;        // errno of ibv_reg_dmabuf_mr; 0: it works
   int no_registration = 0;  // errno of ibv_reg_mr; 0: it works
 };

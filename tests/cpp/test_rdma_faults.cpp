@@ -138,6 +138,50 @@ TEST_CASE("a path that lets probes through and nothing else is bounded too") {
   }
 }
 
+TEST_CASE("a device that takes requests and completes nothing is found out") {
+  for (const auto path : kPaths) {
+    Scene scene(path, 400);
+    scene.start();
+    fake::faults().silent = true;
+    scene.expect_peer_lost(kPatience);
+    // Here or at the other end, which then said so: nothing but this bound ends such a wait.
+    const std::string why = scene.pair->ab->lost().where;
+    CHECK_MESSAGE((why == "the device completed nothing" || why == "the other end's queue pair failed"), why);
+  }
+}
+
+// The other end's worker stands still from here on, though its process lives and its other queue pairs work.
+TEST_CASE("an end that never gives up a queue pair that failed is lost, and its writes with it") {
+  for (const auto path : kPaths) {
+    Scene scene(path, 400);
+    scene.start();
+    fake::set_port(0, false);
+    const auto deadline = transport::Clock::now() + kPatience;
+    while (scene.a.sent.size() < scene.batches.size() && transport::Clock::now() < deadline) scene.a.poll();
+    CHECK(scene.a.sent.size() == scene.batches.size());
+    const Status lost = scene.pair->ab->lost();
+    CHECK(lost.code == Code::kPeerLost);
+    CHECK(std::string(lost.where) == "the other end did not give up a queue pair that failed here");
+  }
+}
+
+TEST_CASE("a new queue pair that is not answered for is given up in time, and offered again") {
+  for (const auto path : kPaths) {
+    Scene scene(path, 1500);  // not sooner: all must end well, also on a machine that lets this process wait
+    const auto says = [&](const char* text) { return scene.pair->ab->describe().find(text) != std::string::npos; };
+    fake::set_port(0, false);
+    REQUIRE(scene.pair->poll_until([&] { return says("2 of 4 queue pairs up"); }));
+    scene.pair->poll_for(std::chrono::milliseconds(20));  // both ends have fenced
+    fake::set_port(0, true);
+    const auto deadline = transport::Clock::now() + kPatience;
+    while (!says("did not answer for a queue pair") && transport::Clock::now() < deadline) scene.a.poll();
+    CHECK(says("did not answer for a queue pair"));
+    CHECK(says("2 of 4 queue pairs up"));
+    scene.expect_all_well();
+    REQUIRE(scene.pair->poll_until([&] { return says("4 of 4 queue pairs up"); }));
+  }
+}
+
 TEST_CASE("device memory: a refusal of each way is told") {
   const Reset reset;
   End end(on_path(RdmaOptions::Path::kAuto));

@@ -20,7 +20,7 @@ class RdmaLink;
 struct LocalRegion {
   Buffer buffer;
   std::vector<MemoryKey> keys;  // by port
-  std::string how;              // "host memory", "dma-buf", "nvidia-peermem"
+  std::string how;              // "host memory", "dma-buf", "nvidia-peermem (why not dma-buf)"
 };
 
 class Hub {

@@ -47,7 +47,7 @@ LocalRegion register_device(const Hub& hub, const Region& region) {
     return {buffer,
             with_every_port(hub, buffer.bytes,
                             [&](const Port& port) { return port.register_host(buffer.data, buffer.bytes, true); }),
-            "nvidia-peermem"};
+            "nvidia-peermem (" + reasons + ")"};
   } catch (const Error& error) {
     reasons += std::string("; nvidia-peermem: ") + error.what();
   }
@@ -60,21 +60,20 @@ LocalRegion register_device(const Hub& hub, const Region& region) {
 
 }  // namespace
 
-// NVIDIA CUDA Driver API, cuMemGetHandleForAddressRange: address and size in multiples of the host page size.
+// NVIDIA CUDA Driver API, cuMemGetHandleForAddressRange: address and size in multiples of the host page size. One
+// handle for the whole range, also where it was mapped from many pieces (expandable segments): the driver and the NIC's
+// page table take pages that are apart, as UCX (openucx/ucx#11461) and torchcomms (meta-pytorch/torchcomms#3078) found.
 DmabufRange export_dmabuf(const Buffer& buffer) {
-  constexpr int kDmaBufFd = 1;  // CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD
   const shim::CudaLibrary& cuda = shim::cuda();
   if (!cuda.reason.empty()) throw Error(Code::kUnavailable, cuda.reason);
-  shim::CuResult (*get_handle)(void*, shim::CuDevicePtr, size_t, int, unsigned long long) = nullptr;
-  shim::DynamicLibrary library = cuda.library;
-  if (!library.load(get_handle, "cuMemGetHandleForAddressRange"))
+  if (cuda.api.mem_range_handle == nullptr)
     throw Error(Code::kUnavailable, "the CUDA driver has no cuMemGetHandleForAddressRange (11.7 or later has it)");
   const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   const auto address = reinterpret_cast<uint64_t>(buffer.data);
   const uint64_t begin = address / page * page;
   const uint64_t end = (address + buffer.bytes + page - 1) / page * page;
   int fd = -1;
-  const shim::CuResult result = get_handle(&fd, begin, end - begin, kDmaBufFd, 0);
+  const shim::CuResult result = cuda.api.mem_range_handle(&fd, begin, end - begin, shim::kCuRangeHandleDmaBuf, 0);
   if (result != shim::kCuSuccess)
     throw Error(Code::kUnavailable, "cuMemGetHandleForAddressRange: " + shim::cuda_error(result), result);
   return {sys::UniqueFd(fd), address - begin};

@@ -1,6 +1,7 @@
 // The set-up half of a link: its memory, its first queue pairs, what the other end told; and what explain() shows.
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "core/log.hpp"
 #include "transport/rdma/rdma_link.hpp"
@@ -177,6 +178,11 @@ std::string RdmaLink::describe() const {
     ways += (ways.empty() ? "" : "; ") + rail->pair.why;
     if (!rail->up() && !rail->why.ok()) ways += " [down: " + rail->why.to_string() + "]";
   }
+  std::map<std::string, size_t> registered;
+  for (const auto& [id, region] : hub_.regions) ++registered[region.how];
+  std::string regions;
+  for (const auto& [how, count] : registered)
+    regions += (regions.empty() ? "; regions here: " : ", ") + std::to_string(count) + " " + how;
   char text[320];
   std::snprintf(
       text, sizeof text,
@@ -186,7 +192,7 @@ std::string RdmaLink::describe() const {
       static_cast<unsigned long long>(packed_copies_), rates_.request_ns, 1 / rates_.byte_ns, 1 / rates_.copied_ns,
       static_cast<unsigned long long>(last_.requests), last_.direct_ns / 1000, last_.packed_ns / 1000,
       hub_.context.rdma.path == RdmaOptions::Path::kAuto ? "the cheaper is taken" : "set by the path option");
-  return ways + "; " + text;
+  return ways + "; " + text + regions;
 }
 
 }  // namespace pdxfer::transport::rdma

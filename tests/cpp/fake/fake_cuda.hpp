@@ -21,4 +21,11 @@ void set_delay_us(unsigned microseconds);  // before each operation of a stream,
 void fail_next_launch(int result);         // once
 void refuse_mapping(bool refused);         // opening handles fails as without P2P
 
+// What a dma-buf of this driver tells who reads it: the addresses that it stands for.
+struct DmabufContent {
+  uint64_t begin = 0, bytes = 0;
+};
+enum class Dmabuf { kWorks, kRefused, kOldDriver };  // kRefused: as with the closed kernel modules
+void set_dmabuf(Dmabuf how);
+
 }  // namespace fake_cuda

@@ -16,8 +16,8 @@ namespace fake_cuda {
 namespace {
 
 using namespace pdxfer::shim;
-constexpr CuResult kInvalidValue = 1, kInvalidContext = 201, kPeerUnsupported = 217;
-bool refused = false;
+constexpr CuResult kInvalidValue = 1, kInvalidContext = 201, kPeerUnsupported = 217, kNotSupported = 801;
+bool refused = false, dmabuf_refused = false;
 
 struct Handle {
   int pid = 0, fd = 0;
@@ -158,6 +158,25 @@ CuResult vmm_unmap(CuDevicePtr at, size_t bytes) {
   return kCuSuccess;
 }
 
+// Whole pages that are mapped from end to end, by as many pieces as it takes.
+CuResult range_handle(void* out, CuDevicePtr begin, size_t bytes, int type, unsigned long long) {
+  constexpr uint64_t kPage = 4096;
+  if (dmabuf_refused) return kNotSupported;
+  if (type != kCuRangeHandleDmaBuf || bytes == 0 || begin % kPage != 0 || bytes % kPage != 0) return kInvalidValue;
+  MemoryTable& table = memory();
+  const std::lock_guard lock(table.mutex);
+  for (uint64_t at = begin; at < begin + bytes;) {
+    const auto it = table.find(at);
+    if (it == table.by_address.end()) return kInvalidValue;
+    at = it->first + (it->second.bytes + kPage - 1) / kPage * kPage;
+  }
+  const DmabufContent content{begin, bytes};
+  const int fd = ::memfd_create("fake-dma-buf", MFD_CLOEXEC);
+  if (::write(fd, &content, sizeof content) != static_cast<ssize_t>(sizeof content)) return kInvalidValue;
+  *static_cast<int*>(out) = fd;
+  return kCuSuccess;
+}
+
 }  // namespace
 
 MemoryTable& memory() {
@@ -205,6 +224,7 @@ size_t mappings() {
   return memory().imported;
 }
 void refuse_mapping(bool now) { refused = now; }
+void refuse_dmabuf(bool now) { dmabuf_refused = now; }
 
 void fill_memory_table(CudaDriver& api) {
   api.pointer_get_attributes = &pointer_attributes;
@@ -221,6 +241,7 @@ void fill_memory_table(CudaDriver& api) {
   api.vmm_free = &vmm_free;
   api.vmm_map = &vmm_map;
   api.vmm_unmap = &vmm_unmap;
+  api.mem_range_handle = &range_handle;
   api.vmm_set_access = [](CuDevicePtr, size_t, const CuMemAccess*, size_t) { return kCuSuccess; };
   api.host_alloc = [](void** out, size_t bytes, unsigned) {
     *out = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -36,5 +36,6 @@ struct MemoryTable {
 
 MemoryTable& memory();
 uint64_t map_new(int ordinal, size_t bytes);
+void refuse_dmabuf(bool refused);
 
 }  // namespace fake_cuda

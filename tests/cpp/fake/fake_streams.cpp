@@ -1,6 +1,7 @@
 // Contexts, streams, events and launches of the fake driver; see fake_cuda.hpp.
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -117,6 +118,10 @@ void fill_device_table(CudaDriver& api) {
   api.device_get = [](CuDevice* out, int ordinal) { return *out = ordinal, kCuSuccess; };
   api.device_get_count = [](int* count) { return *count = 2, kCuSuccess; };
   api.device_get_attribute = &attribute;
+  api.device_get_name = [](char* name, int bytes, CuDevice) {
+    return std::snprintf(name, static_cast<size_t>(bytes), "fake"), kCuSuccess;
+  };
+  api.device_total_mem = [](size_t* bytes, CuDevice) { return *bytes = size_t{8} << 30, kCuSuccess; };
   api.device_can_access_peer = [](int* can, CuDevice, CuDevice) { return *can = 1, kCuSuccess; };
   api.device_get_uuid = [](CuUuid* uuid, CuDevice device) {
     std::memset(uuid, 7 + device, sizeof *uuid);
@@ -183,14 +188,24 @@ void fill_stream_table(CudaDriver& api) {
   api.get_error_string = [](CuResult, const char** text) { return *text = "of the fake driver", kCuSuccess; };
 }
 
-void install() {
-  static auto* const library = [] {
-    auto* made = new CudaLibrary{DynamicLibrary({}), {}, 13000, 2, {}};
-    fill_memory_table(made->api);
-    fill_stream_table(made->api);
-    return made;
+namespace {
+CudaLibrary& library() {
+  static CudaLibrary& made = *[] {
+    auto* fresh = new CudaLibrary{DynamicLibrary({}), {}, 13000, 2, {}};
+    fill_memory_table(fresh->api);
+    fill_stream_table(fresh->api);
+    return fresh;
   }();
-  replace_cuda(*library);
+  return made;
+}
+}  // namespace
+
+void install() { replace_cuda(library()); }
+
+void set_dmabuf(Dmabuf how) {
+  refuse_dmabuf(how == Dmabuf::kRefused);
+  static const auto works = library().api.mem_range_handle;
+  library().api.mem_range_handle = how == Dmabuf::kOldDriver ? nullptr : works;
 }
 
 }  // namespace fake_cuda

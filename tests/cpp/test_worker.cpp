@@ -98,14 +98,12 @@ struct Bench {
     worker.adopt(peer);
   }
   ~Bench() { worker.stop(); }
-
-  std::shared_ptr<engine::Batch> batch() {
-    return std::make_shared<engine::Batch>(next_++, kPeer, std::make_shared<TransferPlan>(), std::nullopt, Bytes{});
-  }
-
- private:
-  BatchId next_ = 1;
 };
+
+std::shared_ptr<engine::Batch> new_batch() {
+  static BatchId next = 1;
+  return std::make_shared<engine::Batch>(next++, kPeer, std::make_shared<TransferPlan>(), std::nullopt, Bytes{});
+}
 
 std::chrono::steady_clock::time_point bound() { return std::chrono::steady_clock::now() + 20s; }
 
@@ -121,7 +119,7 @@ TEST_CASE("a batch is begun on its caller's thread when the worker is asleep, el
   Bench bench({&transport}, transport.connect({}));
 
   const auto begun_here = [&](bool here) {
-    const auto batch = bench.batch();
+    const auto batch = new_batch();
     bench.worker.submit(batch, here);
     REQUIRE(batch->wait_until(bound()));
     REQUIRE(batch->status().ok());
@@ -138,7 +136,7 @@ TEST_CASE("a batch is begun on its caller's thread when the worker is asleep, el
   hold = true;  // the worker has its turn, and keeps it
   bench.worker.wake();
   while (!held) std::this_thread::sleep_for(1ms);
-  const auto batch = bench.batch();
+  const auto batch = new_batch();
   bench.worker.submit(batch, true);  // does not wait for the turn
   CHECK_FALSE(batch->done());
   hold = false;
@@ -151,16 +149,13 @@ TEST_CASE("a batch that fails with its peer completes only after the peer is mar
   // The worker polls `doomed`, which completes the batch, and then `slow`, which holds it up: whoever saw the batch
   // complete now looks at the peer before the worker took its link down.
   FakeTransport doomed, slow;
-  std::atomic<engine::Batch*> watched{nullptr};
+  const auto batch = new_batch();
   std::atomic<bool> checked{false};
   slow.before_poll = [&] {
     const auto end = bound();
-    while (watched && watched.load()->done() && !checked && std::chrono::steady_clock::now() < end)
-      std::this_thread::sleep_for(1ms);
+    while (batch->done() && !checked && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(1ms);
   };
   Bench bench({&doomed, &slow}, std::make_unique<DoomedLink>(doomed.completions));
-  const auto batch = bench.batch();
-  watched = batch.get();
   bench.worker.submit(batch, false);
 
   const bool completed = batch->wait_until(bound());

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <string>
 
@@ -17,7 +18,7 @@ namespace {
 
 using namespace pdxfer::shim;
 constexpr CuResult kInvalidValue = 1, kInvalidContext = 201, kPeerUnsupported = 217, kNotSupported = 801;
-bool refused = false, dmabuf_refused = false;
+std::atomic<bool> refused{false}, dmabuf_refused{false};
 
 struct Handle {
   int pid = 0, fd = 0;

@@ -25,6 +25,7 @@ using Factory = std::function<std::unique_ptr<Transport>(Context)>;
 inline constexpr auto kPatience = std::chrono::seconds(8);  // what the suite waits before it calls something hung
 
 inline DeviceCopyFactory device_copies;  // empty: none
+inline transport::HostPin pin;           // likewise
 
 struct End {
   explicit End(const Factory& make, Limits limits = {}) {
@@ -32,6 +33,7 @@ struct End {
     context.limits = limits;
     context.copy = host_copy;
     context.device_copy = device_copies;
+    context.pin = pin;
     context.host = "127.0.0.1";
     context.shm_path = "auto";
     context.wake = [w = wakes] { w->fetch_add(1); };

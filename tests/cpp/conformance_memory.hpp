@@ -29,6 +29,8 @@ struct MemoryKind {
   void (*release)(std::byte* memory) = [](std::byte* memory) { delete[] memory; };
 };
 inline MemoryKind memory_kind;
+// What a region of this number is in; a test file that mixes kinds sets it before its cases run.
+inline MemoryKind (*memory_kind_of)(RegionId) = [](RegionId) { return memory_kind; };
 
 // Which regions are memory of a GPU; a test file of device memory sets it before its cases run. What stands for a GPU's
 // memory is host memory at addresses that no processor instruction can use (fake_device_copy.hpp takes the tag off).
@@ -38,8 +40,9 @@ inline constexpr uint64_t kDeviceTag = 1ull << 60;
 // A region between two guards, with a copy of what all of it should hold.
 class Memory {
  public:
-  Memory(RegionId id, uint64_t bytes, uint64_t seed)
-      : size_(bytes + 2 * kGuard), storage_(memory_kind.allocate(size_), memory_kind.release), region_{id, {}} {
+  Memory(RegionId id, uint64_t bytes, uint64_t seed) : Memory(memory_kind_of(id), id, bytes, seed) {}
+  Memory(const MemoryKind& kind, RegionId id, uint64_t bytes, uint64_t seed)
+      : size_(bytes + 2 * kGuard), storage_(kind.allocate(size_), kind.release), region_{id, {}} {
     Random random(seed);
     for (size_t at = 0; at < size_; at += sizeof(uint64_t)) {
       const uint64_t word = random();
@@ -48,7 +51,7 @@ class Memory {
     expect_present();
     const int tagged = device_of(id);
     const auto address = reinterpret_cast<uint64_t>(data()) + (tagged == kHost ? 0 : kDeviceTag);
-    region_.buffer = {reinterpret_cast<std::byte*>(address), bytes, tagged == kHost ? memory_kind.device : tagged};
+    region_.buffer = {reinterpret_cast<std::byte*>(address), bytes, tagged == kHost ? kind.device : tagged};
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;

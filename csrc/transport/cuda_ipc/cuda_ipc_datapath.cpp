@@ -38,11 +38,17 @@ void CudaLink::finish(BatchId id, Batch& batch, Status status) {
   complete(std::move(sent));
 }
 
+// Is nothing of the batch under way, in either half?
+bool CudaLink::still(const Batch& batch) {
+  return over(batch.last) && (batch.staged == Half::kUnused || batch.staged == Half::kOver || !staged_);
+}
+
+// What the staged half has of it is given up by settle_batches(), on the worker.
 Status CudaLink::fail(BatchId id, Batch& batch, Status status) {
-  if (batch.over || batch.failing) return batch.status;
+  if (batch.over || batch.failing || batch.handed_over) return batch.status;
   batch.failing = true;
   batch.status = status;
-  if (over(batch.last)) finish(id, batch, status);
+  if (still(batch)) finish(id, batch, status);
   return status;
 }
 
@@ -53,8 +59,27 @@ void CudaLink::complete(Completion completion) {
 }
 
 void CudaLink::settle_batches() {
-  for (auto& [id, batch] : batches_)
-    if (batch.failing && !batch.over && over(batch.last)) finish(id, batch, batch.status);
+  for (auto& [id, batch] : batches_) {
+    if (!batch.failing || batch.over) continue;
+    if (staged_ && (batch.staged == Half::kOpen || batch.staged == Half::kEnded)) staged_->cancel(id);
+    if (still(batch)) finish(id, batch, batch.status);
+  }
+}
+
+bool CudaLink::staged_over(BatchId id, Status status) {
+  const std::lock_guard lock(mutex_);
+  const auto found = batches_.find(id);
+  if (found == batches_.end()) return false;
+  Batch& batch = found->second;
+  if (batch.handed_over) {
+    batches_.erase(found);
+    return true;
+  }
+  batch.staged = Half::kOver;
+  if (!status.ok()) fail(id, batch, status);
+  if (batch.failing && still(batch)) finish(id, batch, batch.status);
+  core_->wake();  // notify goes on
+  return false;
 }
 
 bool CudaLink::hot(Clock::time_point now) const {
@@ -65,6 +90,8 @@ bool CudaLink::hot(Clock::time_point now) const {
 size_t CudaLink::take(std::span<Completion> out) {
   if (hot(Clock::now())) receive();
   const std::lock_guard lock(mutex_);
+  if (lost_.ok() && staged_)
+    if (const Status s = staged_->lost(); !s.ok()) lose(s);  // one half does not go on without the other
   if (launched_ != done_) {
     (void)over(launched_);
     settle_revoked();
@@ -104,6 +131,8 @@ Status CudaLink::make_tables(Prepared& prepared, const PagedCopy& copy) {
     for (const RegionPair& p : copy.pairs) {
       const Import& import = imports_.at(p.dst);
       if (!import.refused.ok()) return import.refused;
+      if (!import.unmapped.empty())
+        return {Code::kUnavailable, 0, "a region lost its mapping with the batch under way"};
       if (import.address == 0) return kOkStatus;  // its descriptors are under way
       const auto local = core_->regions.find(p.src);
       if (local == core_->regions.end()) return {Code::kInvalid, 0, "unknown region"};
@@ -119,10 +148,8 @@ Status CudaLink::make_tables(Prepared& prepared, const PagedCopy& copy) {
 Status CudaLink::prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor,
                          bool& ready) {
   ready = false;
-  if (copy_index >= plan.copies.size()) return {Code::kInvalid, 0, "no such copy in the plan"};
   const PagedCopy& copy = plan.copies[copy_index];
   if (!inside(copy, cursor)) return {Code::kInvalid, 0, "cursor outside its copy"};
-  if (batch.copies.size() < plan.copies.size()) batch.copies.resize(plan.copies.size());
   Prepared& prepared = batch.copies[copy_index];
   const uint64_t local_generation = core_->generation.load(std::memory_order_acquire);
   if (prepared.tables != 0 && prepared.local_generation == local_generation &&
@@ -143,13 +170,42 @@ Status CudaLink::prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_i
   return kOkStatus;
 }
 
+CudaLink::Route CudaLink::choose_route(const PagedCopy& copy) const {
+  Route route = Route::kMapped;
+  const std::lock_guard lock(core_->regions_mutex);
+  for (const RegionPair& p : copy.pairs) {
+    const auto found = imports_.find(p.dst);
+    const auto local = core_->regions.find(p.src);
+    if (found == imports_.end() || local == core_->regions.end() || !found->second.refused.ok())
+      return Route::kMapped;  // which refuses it
+    const Import& import = found->second;
+    if (import.address == 0 && import.unmapped.empty()) return Route::kUndecided;
+    if (!import.unmapped.empty() || local->second.buffer.device == kHost) route = Route::kStaged;
+  }
+  return route;
+}
+
+Status CudaLink::submit_staged(BatchId id, Batch& batch, const TransferPlan& plan, uint32_t copy_index,
+                               Cursor& cursor) {
+  batch.staged = Half::kOpen;
+  const Status status = staged_->submit(id, plan, copy_index, cursor);
+  return status.ok() ? status : fail(id, batch, status);
+}
+
 Status CudaLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) {
   const std::lock_guard lock(mutex_);
   Batch& batch = batches_[id];
-  if (batch.over || batch.failing) return batch.status;
+  if (batch.over || batch.failing || batch.handed_over) return batch.status;
   if (!lost_.ok()) return fail(id, batch, lost_);
+  if (copy_index >= plan.copies.size()) return fail(id, batch, {Code::kInvalid, 0, "no such copy in the plan"});
+  if (at_end(plan.copies[copy_index], cursor)) return kOkStatus;
+  if (batch.copies.size() < plan.copies.size()) batch.copies.resize(plan.copies.size());
+  Route& route = batch.copies[copy_index].route;
+  if (route == Route::kUndecided) route = choose_route(plan.copies[copy_index]);
+  if (route == Route::kUndecided) return kOkStatus;
+  if (route == Route::kStaged) return submit_staged(id, batch, plan, copy_index, cursor);
+  batch.mapped = true;
   if (!broken_.ok()) return fail(id, batch, broken_);
-  if (copy_index < plan.copies.size() && at_end(plan.copies[copy_index], cursor)) return kOkStatus;
   bool ready = false;
   if (const Status s = prepare(batch, plan, copy_index, cursor, ready); !s.ok()) return fail(id, batch, s);
   if (!ready) return kOkStatus;
@@ -173,14 +229,25 @@ Status CudaLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_inde
   return kOkStatus;
 }
 
+// A batch of staged copies alone is ended there. Else the staged half ends its part first, without a tag, and this one
+// ends the batch when that has been acknowledged. False: not yet.
+bool CudaLink::notify_staged(BatchId id, Batch& batch, std::optional<uint64_t> tag, ByteView tail) {
+  if (batch.staged == Half::kEnded) return false;
+  if (!staged_->notify(id, batch.mapped ? std::nullopt : tag, batch.mapped ? ByteView() : tail)) return false;
+  batch.staged = Half::kEnded;
+  batch.handed_over = !batch.mapped;
+  return batch.handed_over;
+}
+
 // The end goes out when the last piece is over: its writes are visible to the whole system before the message is.
 bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   const std::lock_guard lock(mutex_);
   Batch& batch = batches_[id];
-  if (batch.over || batch.failing || batch.ended) return true;
+  if (batch.over || batch.failing || batch.ended || batch.handed_over) return true;
   if (!lost_.ok()) return fail(id, batch, lost_), true;
   if (tail.size() > core_->context.limits.max_tail_bytes)
     return fail(id, batch, {Code::kInvalid, 0, "tail larger than the limit"}), true;
+  if (batch.staged == Half::kOpen || batch.staged == Half::kEnded) return notify_staged(id, batch, tag, tail);
   if (!over(batch.last) || !outbox_.empty()) return false;
   if (batch.failing) return true;  // what over() found
   Header header;
@@ -200,13 +267,14 @@ bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
 void CudaLink::cancel(BatchId id) {
   const std::lock_guard lock(mutex_);
   Batch& batch = batches_[id];
+  if (batch.handed_over) return staged_->cancel(id);
   // Everything of an ended batch is in place already; its acknowledgement is the answer.
   if (!batch.over && !batch.ended) fail(id, batch, {Code::kCancelled, 0, "cancelled by the sender"});
 }
 
 Status CudaLink::lost() const {
   const std::lock_guard lock(mutex_);
-  return lost_;
+  return lost_.ok() && staged_ ? staged_->lost() : lost_;
 }
 
 }  // namespace pdxfer::transport::cuda_ipc

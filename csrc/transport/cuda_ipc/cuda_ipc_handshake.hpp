@@ -2,9 +2,13 @@
 // ends at once, before the link exists.
 #pragma once
 
+#include <memory>
+
 #include "sys/seqpacket.hpp"
 #include "sys/token_listener.hpp"
 #include "transport/cuda_ipc/cuda_ipc_wire.hpp"
+#include "transport/stream/channel.hpp"
+#include "transport/stream/slot_ring.hpp"
 #include "transport/transport.hpp"
 
 namespace pdxfer::transport::cuda_ipc {
@@ -12,10 +16,13 @@ namespace pdxfer::transport::cuda_ipc {
 struct Connection {
   sys::UniqueFd socket;
   sys::UniqueFd process;  // becomes readable when the other end's process ends; none on an old kernel
+  // For what cannot be mapped: a stream, and the slots that its device memory passes through.
+  std::unique_ptr<stream::Channel> channel;
+  std::unique_ptr<stream::SlotRing> ring;
 };
 
 // Throws Error(kUnavailable, kTimeout) with the reason when cuda_ipc cannot serve this peer.
-Connection make_connection(const Address& here, const Hello& hello, sys::TokenListener& listener,
-                           const transport::Link& link);
+Connection make_connection(const Context& context, const Address& here, const Hello& hello,
+                           sys::TokenListener& listener, const transport::Link& link);
 
 }  // namespace pdxfer::transport::cuda_ipc

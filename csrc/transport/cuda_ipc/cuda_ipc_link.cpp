@@ -22,7 +22,7 @@ void* poller_name(uint64_t number, bool process) {
 
 }  // namespace
 
-CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection)
+CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub)
     : core_(std::move(core)), peer_(peer), connection_(std::move(connection)) {
   inbox_.resize(sizeof(Header) + std::max<uint64_t>(core_->context.limits.max_tail_bytes, 1 << 16));
   int ordinal = kHost;
@@ -33,6 +33,10 @@ CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connectio
   }
   copier_ = core_->context.device_copy(ordinal, {});
   way_ = copier_->describe();
+  channel_ = connection_.channel.get();
+  std::vector<std::unique_ptr<stream::Channel>> channels;
+  channels.push_back(std::move(connection_.channel));
+  staged_ = hub.make_peer(peer, std::move(channels), "", std::move(connection_.ring));
 }
 
 void CudaLink::start(std::shared_ptr<CudaLink> self) {
@@ -60,12 +64,18 @@ void CudaLink::stop() noexcept {
     copier = std::move(copier_);
   }
   copier.reset();  // before the mappings that its pieces write to
-  const std::lock_guard lock(mutex_);
-  done_ = launched_;
-  lose({Code::kPeerLost, 0, "this end closed"});
-  settle_batches();
-  imports_.clear();
-  giving_back_.clear();
+  std::unique_ptr<transport::Peer> staged;
+  {
+    const std::lock_guard lock(mutex_);
+    staged = std::move(staged_);  // its batches end without a word: nobody polls this link any more
+    done_ = launched_;
+    lose({Code::kPeerLost, 0, "this end closed"});
+    channel_ = nullptr;
+    settle_batches();
+    imports_.clear();
+    giving_back_.clear();
+  }
+  staged.reset();  // without the lock: it waits for its io thread
 }
 
 // Every outstanding batch is answered, once, when its pieces are over; nothing more is sent or received.
@@ -73,6 +83,7 @@ void CudaLink::lose(Status why) {
   if (!lost_.ok()) return;
   lost_ = why;
   ::shutdown(connection_.socket.get(), SHUT_RDWR);
+  if (channel_ != nullptr) channel_->shutdown();  // the staged half then ends its batches itself
   for (auto& [id, batch] : batches_) fail(id, batch, lost_);
   outbox_.clear();
   asked_back_.clear();
@@ -86,7 +97,8 @@ void CudaLink::device_failed(Status why) {
   broken_ = why;
   done_ = launched_;
   log(LogLevel::kError, "cuda_ipc: peer " + std::to_string(peer_) + ": the device failed: " + why.to_string());
-  for (auto& [id, batch] : batches_) fail(id, batch, why);
+  for (auto& [id, batch] : batches_)
+    if (batch.mapped) fail(id, batch, why);
 }
 
 void CudaLink::post(const Header& header, ByteView body, std::vector<int> fds) {
@@ -191,12 +203,16 @@ void CudaLink::handle_end(const Header& header, ByteView tail) {
 
 // --- regions
 
-void CudaLink::refuse(Import& import, std::string reason) {
+// The region is reached through staging, or, with path=map, not at all.
+void CudaLink::go_without(Import& import, std::string reason) {
   import.pieces.clear();
-  import.reason = std::move(reason);
-  import.refused = {Code::kUnavailable, 0, "cuda_ipc cannot map this region of the peer; explain() says why"};
-  log(LogLevel::kWarning, "cuda_ipc: region " + std::to_string(import.region.id) + " of peer " + std::to_string(peer_) +
-                              " cannot be reached: " + import.reason);
+  import.unmapped = std::move(reason);
+  const bool staged = core_->options.path != CudaOptions::Path::kMap;
+  if (!staged) import.refused = {Code::kUnavailable, 0, "cuda path=map, and this region of the peer cannot be mapped"};
+  if (import.region.buffer.device != kHost && core_->options.path != CudaOptions::Path::kStaging)
+    log(LogLevel::kWarning, "cuda_ipc: region " + std::to_string(import.region.id) + " of peer " +
+                                std::to_string(peer_) + " cannot be mapped: " + import.unmapped +
+                                (staged ? "; it is reached through pinned host memory, at the rate of PCIe" : ""));
   ++import_generation_;
   core_->wake();
 }
@@ -218,7 +234,7 @@ void CudaLink::map(Import& import) {
     ++import_generation_;
     core_->wake();
   } catch (const Error& error) {
-    refuse(import, error.what());
+    go_without(import, error.what());
   }
 }
 
@@ -230,10 +246,11 @@ void CudaLink::import(const Region& region, Key key) {
   import.region = region;
   import.key = std::move(key);
   ++import_generation_;
+  staged_->import_region(region, {});
   const bool here = import.key.process == this_process();
-  if (core_->options.path == CudaOptions::Path::kStaging)
-    return refuse(import, "cuda path=staging, which this transport does not do: use tcp");
-  if (import.key.kind == Key::Kind::kNone && !here) return refuse(import, import.key.refusal);
+  if (region.buffer.device == kHost) return go_without(import, "host memory");
+  if (core_->options.path == CudaOptions::Path::kStaging) return go_without(import, "cuda path=staging");
+  if (import.key.kind == Key::Kind::kNone && !here) return go_without(import, import.key.refusal);
   if (import.key.kind != Key::Kind::kPieces || here) return map(import);
   Header want;
   want.type = Type::kWant;
@@ -246,6 +263,7 @@ void CudaLink::forget(RegionId region) {
   wait_for_pieces(Clock::now() + std::chrono::milliseconds(core_->context.limits.peer_timeout_ms));
   const std::lock_guard lock(mutex_);
   gone_.erase(region);
+  if (staged_) staged_->forget_region(region);
   const auto found = imports_.find(region);
   if (found == imports_.end()) return;
   old = std::move(found->second);
@@ -293,8 +311,8 @@ void CudaLink::handle_pieces(const Header& header, std::vector<sys::UniqueFd>& f
   if (found == imports_.end() || found->second.address != 0 || header.batch != found->second.pieces.size()) return;
   Import& import = found->second;
   if (header.code != 0 || fds.empty() || import.pieces.size() + fds.size() > import.key.pieces.size())
-    return refuse(import, header.native != 0 ? "handing it over: " + errno_name(header.native)
-                                             : std::string("its owner does not hand it over"));
+    return go_without(import, header.native != 0 ? "handing it over: " + errno_name(header.native)
+                                                 : std::string("its owner does not hand it over"));
   for (sys::UniqueFd& fd : fds) import.pieces.push_back(std::move(fd));
   if (import.pieces.size() == import.key.pieces.size()) return map(import);
   Header want;
@@ -338,22 +356,31 @@ void CudaLink::wait_for_pieces(Deadline deadline) {
 
 std::string CudaLink::describe() const {
   const std::lock_guard lock(mutex_);
-  size_t mapped = 0, refused = 0;
-  uint64_t bytes = 0;
-  std::string reason;
+  struct Sum {
+    size_t regions = 0;
+    uint64_t bytes = 0;
+    std::string reason;
+  } mapped, staged, host, refused;
   for (const auto& [id, import] : imports_) {
-    if (import.address != 0) {
-      ++mapped;
-      bytes += import.region.buffer.bytes;
-    }
-    if (!import.refused.ok()) {
-      ++refused;
-      reason = import.reason;
-    }
+    Sum& sum = import.region.buffer.device == kHost ? host
+               : !import.refused.ok()               ? refused
+               : !import.unmapped.empty()           ? staged
+                                                    : mapped;
+    if (&sum == &mapped && import.address == 0) continue;  // its descriptors are under way
+    ++sum.regions;
+    sum.bytes += import.region.buffer.bytes;
+    if (&sum != &mapped) sum.reason = import.unmapped;
   }
-  std::string text =
-      "mapped: " + std::to_string(mapped) + " regions, " + std::to_string(bytes >> 20) + " MiB, by " + way_;
-  if (refused > 0) text += "; unreachable: " + std::to_string(refused) + " (" + reason + ")";
+  const auto count = [](const Sum& sum) {
+    return std::to_string(sum.regions) + " regions, " + std::to_string(sum.bytes >> 20) + " MiB";
+  };
+  std::string text = "mapped: " + count(mapped) + ", by " + way_;
+  if (staged.regions > 0)
+    text += "; staged through pinned host memory: " + count(staged) +
+            ", at the rate of PCIe (not mapped: " + staged.reason + ")";
+  if (host.regions > 0) text += "; host memory through a socket: " + count(host);
+  if (refused.regions > 0) text += "; unreachable: " + count(refused) + " (" + refused.reason + ")";
+  if (staged_) text += staged_->describe();
   if (!broken_.ok()) text += "; device failed: " + broken_.to_string();
   if (!lost_.ok()) text += "; lost: " + lost_.to_string();
   return text;

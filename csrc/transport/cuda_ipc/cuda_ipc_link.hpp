@@ -18,6 +18,7 @@
 #include "sys/poller.hpp"
 #include "transport/cuda_ipc/cuda_ipc_handshake.hpp"
 #include "transport/cuda_ipc/cuda_ipc_memory.hpp"
+#include "transport/stream/stream_hub.hpp"
 
 namespace pdxfer::transport::cuda_ipc {
 
@@ -51,7 +52,8 @@ struct Core {
 
 class CudaLink {
  public:
-  CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection);
+  // `hub` makes the staged half; it outlives the link's stop().
+  CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub);
 
   // Set-up threads.
   void start(std::shared_ptr<CudaLink> self);  // from here on messages are received
@@ -67,7 +69,9 @@ class CudaLink {
   bool notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail);
   void cancel(BatchId batch);
   size_t take(std::span<Completion> out);
-  bool hot(Clock::time_point now) const;  // something is under way that only take() notices
+  PeerId peer() const noexcept { return peer_; }
+  bool staged_over(BatchId batch, Status status);  // the staged half's kSent was polled; true: it is the batch's
+  bool hot(Clock::time_point now) const;           // something is under way that only take() notices
   Status lost() const;
   std::string describe() const;
 
@@ -83,17 +87,23 @@ class CudaLink {
     std::vector<sys::UniqueFd> pieces;  // those that have come
     std::shared_ptr<Mapped> mapped;
     uint64_t address = 0;  // of the region in this process; 0: not yet
-    Status refused;        // no way
-    std::string reason;
+    std::string unmapped;  // why it is reached through staging, or, when `refused` says so, not at all
+    Status refused;
   };
+  enum class Route : uint8_t { kUndecided, kMapped, kStaged };  // of a copy of a batch
+  enum class Half : uint8_t { kUnused, kOpen, kEnded, kOver };  // the staged half's part of a batch
   struct Prepared {  // one copy of a batch, for one state of the region tables
     uint64_t local_generation = 0, import_generation = 0;
     DeviceTables tables = 0;
+    Route route = Route::kUndecided;
   };
   struct Batch {
     bool begun = false, ended = false;  // kBegin, kEnd are sent
-    bool over = false;                  // its kSent is queued
-    bool failing = false;               // its kSent follows once its pieces are over
+    bool mapped = false;                // some of its copies are, so this half ends it when the staged one is over
+    bool handed_over = false;           // the staged half ends it, and its kSent is the batch's
+    Half staged = Half::kUnused;
+    bool over = false;     // its kSent is queued
+    bool failing = false;  // its kSent follows once nothing of it is under way
     Status status;
     DeviceTicket last = 0;  // its latest piece
     std::vector<Prepared> copies;
@@ -105,6 +115,10 @@ class CudaLink {
   };
 
   Status prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor, bool& ready);
+  Route choose_route(const PagedCopy& copy) const;
+  Status submit_staged(BatchId id, Batch& batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor);
+  bool notify_staged(BatchId id, Batch& batch, std::optional<uint64_t> tag, ByteView tail);
+  bool still(const Batch& batch);
   Status check(const PagedCopy& copy) const;
   Status make_tables(Prepared& prepared, const PagedCopy& copy);
   Status fail(BatchId id, Batch& batch, Status status);
@@ -122,12 +136,14 @@ class CudaLink {
   void handle_end(const Header& header, ByteView tail);
   void settle_revoked();
   void map(Import& import);
-  void refuse(Import& import, std::string reason);
+  void go_without(Import& import, std::string reason);
 
   const std::shared_ptr<Core> core_;
   const PeerId peer_;
   Connection connection_;
-  uint64_t number_ = 0;  // in Core::links
+  uint64_t number_ = 0;                      // in Core::links
+  stream::Channel* channel_ = nullptr;       // the staged half's, until stop()
+  std::unique_ptr<transport::Peer> staged_;  // batches with a region that cannot be mapped
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

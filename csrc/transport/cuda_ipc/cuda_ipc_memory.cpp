@@ -198,6 +198,15 @@ void export_pieces(ExportedRegion& region) {
 
 }  // namespace
 
+ExportedRegion host_region(const Buffer& buffer) {
+  ExportedRegion region;
+  region.buffer = buffer;
+  region.key.process = this_process();
+  region.key.device = kHost;
+  region.key.refusal = "host memory";
+  return region;
+}
+
 ExportedRegion export_region(const sys::CudaContext& context, const Buffer& buffer) {
   const sys::CudaScope scope(context);
   const shim::CudaDriver& api = shim::cuda().api;

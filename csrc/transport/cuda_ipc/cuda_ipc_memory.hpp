@@ -19,6 +19,8 @@ struct ExportedRegion {
   std::vector<sys::UniqueFd> pieces;
 };
 
+// Host memory, which is reached through staging only.
+ExportedRegion host_region(const Buffer& buffer);
 // Throws Error(kInvalid) when the buffer is not memory of that device.
 ExportedRegion export_region(const sys::CudaContext& context, const Buffer& buffer);
 

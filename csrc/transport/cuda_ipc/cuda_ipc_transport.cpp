@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <thread>
@@ -40,6 +41,7 @@ class CudaTransport final : public Transport {
  public:
   explicit CudaTransport(Context context)
       : core_(std::make_shared<Core>(std::move(context))),
+        hub_(core_->context, "cuda_ipc", stream::StreamHub::OpenDevices::kAtFirstUse),
         address_(Address::here()),
         listener_(sys::listen_seqpacket(address_.name), "pdx-gpu-listen"),
         thread_([this] { run(); }) {}
@@ -70,6 +72,7 @@ class CudaTransport final : public Transport {
   }
 
   const std::shared_ptr<Core> core_;
+  stream::StreamHub hub_;  // staged halves
   const Address address_;
   sys::TokenListener listener_;
   std::atomic<bool> stopping_{false};
@@ -81,26 +84,26 @@ Bytes CudaTransport::register_memory(const Region& region) {
   const Buffer& buffer = region.buffer;
   if (region.id == kNoId || buffer.data == nullptr || buffer.bytes == 0)
     throw Error(Code::kInvalid, what + "it is empty");
-  if (buffer.device == kHost)
-    throw Error(Code::kUnavailable, what + "it is host memory, and cuda_ipc moves device memory");
   const std::lock_guard lock(core_->regions_mutex);
-  if (core_->device && core_->ordinal != buffer.device)
+  if (buffer.device != kHost && core_->device && core_->ordinal != buffer.device)
     throw Error(Code::kUnavailable, what + "it is on CUDA device " + std::to_string(buffer.device) +
                                         " and earlier regions are on " + std::to_string(core_->ordinal) +
                                         "; an engine serves one device: make one engine per device");
   if (core_->regions.contains(region.id)) throw Error(Code::kInvalid, what + "the id is taken");
-  if (!core_->device) {
-    core_->device = std::make_shared<sys::CudaContext>(buffer.device);
-    core_->ordinal = buffer.device;
-  }
+  const bool first = buffer.device != kHost && !core_->device;
   try {
-    ExportedRegion exported = export_region(*core_->device, buffer);
+    if (first) {
+      core_->device = std::make_shared<sys::CudaContext>(buffer.device);
+      core_->ordinal = buffer.device;
+    }
+    ExportedRegion exported = buffer.device == kHost ? host_region(buffer) : export_region(*core_->device, buffer);
     const Bytes key = exported.key.encode();
+    hub_.register_memory(region);
     core_->regions.emplace(region.id, std::move(exported));
     core_->generation.fetch_add(1, std::memory_order_acq_rel);
     return key;
   } catch (const Error& error) {
-    if (core_->regions.empty()) core_->device.reset();
+    if (first) core_->device.reset();
     throw Error(error.code(), what + error.what(), error.status().native);
   }
 }
@@ -125,16 +128,17 @@ void CudaTransport::deregister_memory(RegionId region) {
     link->wait_for_pieces(deadline);
     link->wait_back(region, deadline);
   }
+  hub_.deregister_memory(region);
 }
 
 std::unique_ptr<Peer> CudaTransport::connect(const transport::Link& link) {
   Hello hello;
   {
     const std::lock_guard lock(core_->regions_mutex);
-    if (!core_->regions.empty()) hello.device = core_->ordinal;
+    if (core_->device) hello.device = core_->ordinal;
   }
-  Connection connection = make_connection(address_, hello, listener_, link);
-  return std::make_unique<CudaPeer>(std::make_shared<CudaLink>(core_, link.peer, std::move(connection)));
+  Connection connection = make_connection(core_->context, address_, hello, listener_, link);
+  return std::make_unique<CudaPeer>(std::make_shared<CudaLink>(core_, link.peer, std::move(connection), hub_));
 }
 
 size_t CudaTransport::poll(std::span<Completion> out) {
@@ -143,6 +147,18 @@ size_t CudaTransport::poll(std::span<Completion> out) {
   for (const auto& [number, link] : core_->links) {
     if (n == out.size()) break;
     n += link->take(out.subspan(n));
+  }
+  // What the staged half of a link has to say of a batch that both have a part in goes no further.
+  const auto forward = [&](const Completion& done) {
+    if (done.kind != Completion::Kind::kSent) return true;
+    return std::ranges::any_of(core_->links, [&](const auto& entry) {
+      return entry.second->peer() == done.peer && entry.second->staged_over(done.batch, done.status);
+    });
+  };
+  for (size_t i = n, end = n + hub_.poll(out.subspan(n)); i < end; ++i) {
+    if (!forward(out[i])) continue;
+    if (i != n) out[n] = std::move(out[i]);
+    ++n;
   }
   return n;
 }

@@ -11,7 +11,7 @@
 
 namespace pdxfer::transport::cuda_ipc {
 
-inline constexpr uint32_t kVersion = 1;
+inline constexpr uint32_t kVersion = 2;
 
 using ProcessId = std::array<uint64_t, 2>;  // random, one per process: in one process no handle is needed
 ProcessId this_process();
@@ -46,18 +46,19 @@ struct Key {
   uint64_t allocation = 0;       // bytes of the allocation
   shim::CuIpcHandle handle{};    // kHandle
   std::vector<uint64_t> pieces;  // kPieces: bytes of each, whose descriptors are asked for over the socket
-  std::string refusal;           // kNone: why
+  std::string refusal;           // kNone: why (also of host memory, which is never mapped)
 
   Bytes encode() const;
   static Key decode(ByteView bytes);  // throws Error(kInvalid)
 };
 
 enum class Type : uint32_t {
-  kHello = 1,
-  kBegin,   // a batch's bytes are under way: its end will follow soon
-  kWant,    // region, from piece `batch` on: send me its descriptors
-  kPieces,  // region, from piece `batch` on: they come with this message; code not ok: they cannot be had
-  kRevoke,  // region: its owner wants it back; answer kRevoked when nothing of yours can write to it any more
+  kHello = 1,  // set-up, in this order
+  kStaging,    // slots of the ring, whose memory comes with it, and from the connecting end a stream socket
+  kBegin,      // a batch's bytes are under way: its end will follow soon
+  kWant,       // region, from piece `batch` on: send me its descriptors
+  kPieces,     // region, from piece `batch` on: they come with this message; code not ok: they cannot be had
+  kRevoke,     // region: its owner wants it back; answer kRevoked when nothing of yours can write to it any more
   kRevoked,
   kEnd,  // batch, tagged, tag, tail: every byte of the batch is in place
   kAck,  // batch, code

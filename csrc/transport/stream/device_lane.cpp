@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <string>
 #include <thread>
 
 #include "core/log.hpp"
+#include "transport/stream/slot_ring.hpp"
 
 namespace pdxfer::transport::stream {
 namespace {
@@ -14,21 +16,22 @@ constexpr uint64_t kLeastSlot = 64 << 10;
 constexpr uint64_t kLeastSlots = 4;  // fewer, and gather, wire and scatter do not overlap
 constexpr auto kHung = std::chrono::seconds(10);
 
+}  // namespace
+
 // A piece of a copy fills a slot, unless the share is too small for enough of them.
-uint64_t size_of_slot(const Limits& limits, uint64_t share) {
+uint64_t slot_bytes_for(const Limits& limits, uint64_t share) noexcept {
   return std::max(std::min(limits.chunk_bytes, share / kLeastSlots) / kLeastSlot * kLeastSlot, kLeastSlot);
 }
 
-uint32_t count_slots(uint64_t share, uint64_t slot_bytes) {
+uint32_t slots_for(uint64_t share, uint64_t slot_bytes) noexcept {
   return static_cast<uint32_t>(std::max(share / slot_bytes, kLeastSlots));
 }
-}  // namespace
 
 DeviceLane::DeviceLane(const Context& context, uint64_t share)
     : make_(context.device_copy),
       pin_(context.pin),
-      slot_bytes_(size_of_slot(context.limits, share)),
-      slots_(count_slots(share, slot_bytes_)) {
+      slot_bytes_(slot_bytes_for(context.limits, share)),
+      slots_(slots_for(share, slot_bytes_)) {
   known_.reserve(kMostKnown);
 }
 
@@ -40,16 +43,38 @@ void DeviceLane::add_device(int ordinal) {
     throw Error(Code::kUnavailable, "memory of CUDA device " + std::to_string(ordinal) +
                                         " cannot be moved here: this engine has no device copies");
   auto made = make_(ordinal, {});
-  if (!pinned_) {
+  addresses_.reserve(1024);
+  devices_.emplace_back(ordinal, std::move(made));
+}
+
+Status DeviceLane::open(int ordinal, std::string& why) noexcept {
+  constexpr const char* kWhat = "copies of a GPU cannot be made; explain() says why";
+  try {
+    add_device(ordinal);
+    return kOkStatus;
+  } catch (const Error& error) {
+    why = error.what();
+    return {error.code(), error.status().native, kWhat};
+  } catch (const std::exception& error) {
+    why = error.what();
+    return {Code::kUnavailable, 0, kWhat};
+  }
+}
+
+Status DeviceLane::open_slots(int ordinal, std::string& why) noexcept {
+  if (const Status s = open(ordinal, why); !s.ok() || pinned_) return s;
+  try {
     const uint64_t direction = slots_ * slot_bytes_;
     sys::Mapping memory = sys::map_shared(sys::make_memfd("pdxfer-slots", 2 * direction).get(), 0, 2 * direction);
-    pinned_ = pin_(ordinal, memory.data(), memory.bytes());
+    if (const Status s = pin_slots(pin_, ordinal, memory, pinned_, why); !s.ok()) return s;
     memory_ = std::move(memory);
     outgoing_ = SlotPool(memory_.data(), slot_bytes_, slots_);
     incoming_ = SlotPool(memory_.data() + direction, slot_bytes_, slots_);
+    return kOkStatus;
+  } catch (const std::exception& error) {
+    why = error.what();
+    return {Code::kUnavailable, 0, "no memory for staging slots: lower staging_bytes; explain() says why"};
   }
-  addresses_.reserve(1024);
-  devices_.emplace_back(ordinal, std::move(made));
 }
 
 DeviceCopy* DeviceLane::device(int ordinal) const noexcept {

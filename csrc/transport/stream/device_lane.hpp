@@ -1,12 +1,14 @@
 // DeviceLane: what one io thread needs for device memory: a DeviceCopy per GPU, and pinned slots that payload passes
 // through, as many for what it sends as for what it receives. The two never borrow from one another: a receiver's slots
-// come free by the GPU alone, so two ends that send to each other cannot wait for each other.
+// come free by the GPU alone, so two ends that send to each other cannot wait for each other. Slots are made and pinned
+// by the first piece that needs one, so that whoever only registers device memory pays nothing for them.
 //
 // add_device from a set-up thread while the io thread stands still (IoLoop::run) or does not exist; the rest from the
 // io thread. Owns the memory and the copies; the streams that use them are gone before.
 #pragma once
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -39,7 +41,11 @@ class DeviceLane {
 
   // Throws Error(kUnavailable) with the reason.
   void add_device(int ordinal);
-  // Null when add_device was not called for it.
+  // Likewise, at the first piece. `why` has the whole of what the status says in short.
+  Status open(int ordinal, std::string& why) noexcept;
+  // Makes the slots, too, and pins them. May be tried again.
+  Status open_slots(int ordinal, std::string& why) noexcept;
+  // Null when it was not added or opened.
   DeviceCopy* device(int ordinal) const noexcept;
 
   // Launches what there is room for; again until it is started or its status is not ok. `number` names the copy
@@ -82,6 +88,9 @@ class DeviceLane {
   std::vector<std::pair<int, std::unique_ptr<DeviceCopy>>> devices_;  // last: pieces under way end first
 };
 
+// The size of a staging area's slots, and how many it has.
+uint64_t slot_bytes_for(const Limits& limits, uint64_t share) noexcept;
+uint32_t slots_for(uint64_t share, uint64_t slot_bytes) noexcept;
 // A number that no other copy of this process has, never reused.
 uint64_t next_number() noexcept;
 

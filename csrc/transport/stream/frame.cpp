@@ -25,6 +25,8 @@ const char* refusal_text(Refusal refusal) noexcept {
       return "given up by the sender";
     case Refusal::kDevice:
       return "the receiver's GPU failed";
+    case Refusal::kStaging:
+      return "the receiver has no staging memory for its GPU: lower staging_bytes there; its log says why";
   }
   return "refused by the receiver for a reason unknown here";
 }
@@ -57,6 +59,11 @@ const char* decode_header(const std::byte* bytes, uint64_t max_tail, FrameHeader
       if (header.body > max_tail) return "malformed frame: tail larger than the limit";
       if (w[1] == 0 || w[1] > kMaxStreams) return "malformed frame: number of streams";
       return nullptr;
+    case FrameType::kSlot:
+      if (header.copy >= kMaxCopies || header.body != 0) return "malformed frame: length of slot";
+      return nullptr;
+    case FrameType::kCredit:
+      return header.body == 0 ? nullptr : "malformed frame: length of credit";
     case FrameType::kAck:
       return header.body == 0 ? nullptr : "malformed frame: length of acknowledgement";
   }

@@ -24,7 +24,14 @@ inline constexpr uint32_t kMaxCopies = 4096;
 inline constexpr uint64_t kMaxChunk = 128 << 20;
 inline constexpr uint32_t kMaxStreams = 64;
 
-enum class FrameType : uint16_t { kPlan = 1, kChunk = 2, kEnd = 3, kAck = 4 };
+enum class FrameType : uint16_t {
+  kPlan = 1,
+  kChunk = 2,
+  kEnd = 3,
+  kAck = 4,
+  kSlot = 5,    // a chunk whose bytes lie in a slot of the sender's ring (slot_ring.hpp)
+  kCredit = 6,  // that slot, given back
+};
 inline constexpr uint16_t kTagged = 1;  // flags of END
 
 struct FrameHeader {
@@ -33,10 +40,10 @@ struct FrameHeader {
   uint16_t flags = 0;
   uint64_t batch = 0;
   uint64_t body = 0;    // bytes after this header
-  uint32_t copy = 0;    // PLAN, CHUNK: which copy of the batch's plan
-  uint32_t words[3]{};  // PLAN: pairs, runs. CHUNK: pair, run, slot. END: code, streams. ACK: code, refusal
-  uint64_t count = 0;   // CHUNK: byte within the slot. END: payload bytes of the batch on all streams
-  uint64_t tag = 0;     // END
+  uint32_t copy = 0;    // PLAN, CHUNK, SLOT: which copy of the batch's plan
+  uint32_t words[3]{};  // PLAN: pairs, runs. CHUNK, SLOT: pair, run, slot. END: code, streams. ACK: code, refusal
+  uint64_t count = 0;   // CHUNK, SLOT: byte within the slot. END: payload bytes of the batch on all streams
+  uint64_t tag = 0;     // END: its tag. SLOT: its bytes, and its number in the upper half. CREDIT: its number
   uint32_t version = kFrameVersion;
   uint32_t reserved = 0;
 };
@@ -63,7 +70,8 @@ enum class Refusal : uint32_t {
   kDeregistered,
   kCrowded,
   kSender,
-  kDevice
+  kDevice,
+  kStaging
 };
 const char* refusal_text(Refusal refusal) noexcept;
 // The status of a batch as its receiver reported it; words that no receiver of ours sends read as kInternal.

@@ -39,6 +39,14 @@ void Gathers::fill(SendQueue& queue, bool& hungry) {
   }
 }
 
+Status Gathers::open(int device) {
+  std::string why;
+  Status status = ring_ == nullptr ? lane_.open_slots(device, why) : lane_.open(device, why);
+  if (status.ok() && ring_ != nullptr) status = ring_->pin_outgoing(device, why);
+  if (!status.ok()) link_.note(why);
+  return status;
+}
+
 // False when there is no room now.
 bool Gathers::start(Piece& piece) {
   const SendItem& item = piece.item;
@@ -47,7 +55,11 @@ bool Gathers::start(Piece& piece) {
     return piece.dropped = true;
   }
   if (piece.slot == SlotPool::kNone) {
-    piece.slot = pool().take(slots_ != nullptr ? 0 : held_);
+    if (const Status s = open(item.device); !s.ok()) {
+      drop(piece, s);
+      return true;
+    }
+    piece.slot = pool().take(ring_ != nullptr ? 0 : held_);
     if (piece.slot == SlotPool::kNone) return false;
     ++held_;
   }
@@ -84,10 +96,13 @@ Gathers::Front Gathers::next(SendItem& item, uint32_t& slot) {
   return Front::kNone;
 }
 
-bool Gathers::give_back(uint32_t slot) noexcept {
-  if (!pool().give(slot)) return false;
+void Gathers::give_back(uint32_t slot) noexcept {
+  if (pool().give(slot)) --held_;
+}
+
+void Gathers::lend(uint32_t slot) noexcept {
+  ring_->lend(slot);
   --held_;
-  return true;
 }
 
 void Gathers::end(const Outbound& batch) noexcept {

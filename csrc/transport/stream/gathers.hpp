@@ -7,6 +7,7 @@
 #include "transport/stream/device_lane.hpp"
 #include "transport/stream/link_state.hpp"
 #include "transport/stream/outbound.hpp"
+#include "transport/stream/slot_ring.hpp"
 
 namespace pdxfer::transport::stream {
 
@@ -18,7 +19,8 @@ void give_up(LinkState& link, Outbound& batch, Status why);
 
 class Gathers {
  public:
-  Gathers(LinkState& link, DeviceLane& lane, SlotPool* slots) : link_(link), lane_(lane), slots_(slots) {}
+  // `ring`: pieces are gathered into its slots; null: into the lane's.
+  Gathers(LinkState& link, DeviceLane& lane, SlotRing* ring) : link_(link), lane_(lane), ring_(ring) {}
 
   enum class Front : uint8_t { kNone, kWait, kReady };
 
@@ -27,9 +29,10 @@ class Gathers {
   // The piece to send next, taken out. kReady with a slot: its bytes are there, and the slot is the caller's to give
   // back; without (SlotPool::kNone): a piece of host memory, or an END. kWait: look again soon.
   Front next(SendItem& item, uint32_t& slot);
-  SlotPool& pool() noexcept { return slots_ != nullptr ? *slots_ : lane_.outgoing(); }
-  // False when nobody holds it.
-  bool give_back(uint32_t slot) noexcept;
+  SlotPool& pool() noexcept { return ring_ != nullptr ? ring_->outgoing() : lane_.outgoing(); }
+  void give_back(uint32_t slot) noexcept;
+  // The other end has the ring's slot now and gives it back to the ring.
+  void lend(uint32_t slot) noexcept;
   // The batch's last piece was taken out.
   void end(const Outbound& batch) noexcept;
   // Waits for what is being gathered: afterwards nothing reads device memory until the next fill().
@@ -52,11 +55,12 @@ class Gathers {
   Piece& at(size_t i) noexcept { return pieces_[(first_ + i) % kAhead]; }
   const Piece& at(size_t i) const noexcept { return pieces_[(first_ + i) % kAhead]; }
   bool start(Piece& piece);
+  Status open(int device);
   void drop(Piece& piece, Status why) noexcept;
 
   LinkState& link_;
   DeviceLane& lane_;
-  SlotPool* const slots_;  // null: the lane's
+  SlotRing* const ring_;
   std::array<Piece, kAhead> pieces_;
   size_t first_ = 0, count_ = 0;
   uint32_t held_ = 0;  // slots of ours, those with the caller included

@@ -4,6 +4,8 @@
 #include <bit>
 #include <utility>
 
+#include "core/log.hpp"
+
 namespace pdxfer::transport::stream {
 namespace {
 constexpr size_t kMaxInbound = 1 << 20;         // Config::max_batches allows no engine of ours more
@@ -102,6 +104,18 @@ void LinkState::post(LinkEvent event) {
     has_events_.store(true, std::memory_order_release);
   }
   wake();
+}
+
+void LinkState::note(std::string text) {
+  const std::lock_guard lock(mutex_);
+  if (text == noted_) return;
+  log(LogLevel::kWarning, "peer " + std::to_string(peer) + ": " + text);
+  noted_ = std::move(text);
+}
+
+std::string LinkState::noted() const {
+  const std::lock_guard lock(mutex_);
+  return noted_;
 }
 
 bool LinkState::take_events(std::vector<LinkEvent>& out) {

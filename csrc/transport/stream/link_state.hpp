@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 
 #include "core/types.hpp"
 #include "transport/stream/frame.hpp"
@@ -48,6 +49,7 @@ class LinkState {
   const Limits limits;
   const std::function<void()> wake;
   const uint32_t streams;
+  std::atomic<uint64_t> through_slots{0};  // bytes that this end handed over in slots of its ring
 
   // Io threads: inbound batches.
   // The batch, new or known; null when there are too many.
@@ -63,6 +65,9 @@ class LinkState {
   void release_plan(uint64_t bytes) noexcept;
 
   void post(LinkEvent event);
+  // What stands in the way of something, for explain() and the log; the last one counts.
+  void note(std::string text);
+  std::string noted() const;
   // Worker.
   bool take_events(std::vector<LinkEvent>& out);
 
@@ -79,6 +84,7 @@ class LinkState {
   std::map<BatchId, std::shared_ptr<Inbound>> inbound_;
   std::vector<LinkEvent> events_;
   Status failure_;
+  std::string noted_;
   std::atomic<bool> failed_{false}, has_events_{false};
   std::atomic<uint32_t> open_streams_;
   std::atomic<uint64_t> plan_bytes_{0};

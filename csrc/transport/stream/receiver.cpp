@@ -16,8 +16,14 @@ constexpr size_t kScratch = 64 << 10;
 constexpr size_t kSinkEntries = 16;  // times kScratch: what one read may throw away
 }  // namespace
 
-Receiver::Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index, DeviceLane& lane)
-    : link_(link), channel_(channel), acks_(acks), index_(index), scatters_(link, lane), scratch_(kScratch) {}
+Receiver::Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index, DeviceLane& lane, SlotRing* ring)
+    : link_(link),
+      channel_(channel),
+      acks_(acks),
+      index_(index),
+      ring_(ring),
+      scatters_(link, lane, ring),
+      scratch_(kScratch) {}
 
 bool Receiver::turn_away(const char* why) noexcept {
   malformed_ = why;
@@ -84,6 +90,10 @@ bool Receiver::on_header() {
       tail_.assign(header_.body, std::byte{});
       stage_ = Stage::kTail;
       return unread_ != 0 || finish_end();
+    case FrameType::kSlot:
+      return take_slot();
+    case FrameType::kCredit:
+      return acks_.on_credit(header_.tag) || turn_away("malformed frame: credit for a slot that was not lent");
     case FrameType::kAck:
       link_.post({LinkEvent::Kind::kAcked, header_.batch, status_from_wire(header_.words[0], header_.words[1]), {}});
       return true;
@@ -170,7 +180,8 @@ void Receiver::finish_plan() {
   link_.refuse(*batch_->shared, Code::kInvalid, why);
 }
 
-bool Receiver::begin_chunk() {
+// The batch and the plan of a CHUNK or SLOT, and where in the plan it begins; sink_ when it lands nowhere.
+bool Receiver::find_place() {
   const auto found = batches_.find(header_.batch);
   if (found == batches_.end()) return turn_away("malformed frame: chunk of an unknown batch");
   batch_ = &found->second;
@@ -183,10 +194,61 @@ bool Receiver::begin_chunk() {
     link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
     sink_ = true;
   }
+  return true;
+}
+
+bool Receiver::begin_chunk() {
+  if (!find_place()) return false;
   unfilled_ = unread_;
   at_ = end_ = 0;
   stage_ = Stage::kPayload;
   return true;
+}
+
+// A chunk whose bytes lie in a slot of the other end's ring: GPUs read it where it is; pages of host memory are filled
+// from it here. It goes back when nothing reads it any more.
+bool Receiver::take_slot() {
+  const auto slot = static_cast<uint32_t>(header_.tag >> 32);
+  const uint64_t bytes = header_.tag & UINT32_MAX;
+  if (ring_ == nullptr || !ring_->borrow(slot, bytes)) return turn_away("malformed frame: no such slot to be had");
+  if (!find_place()) return false;
+  for (uint64_t at = 0; at < bytes && !sink_;) at += place_from_slot(slot, at, bytes - at);
+  batch_->received += bytes;
+  scatters_.let_go(slot);
+  return_slots();
+  return true;
+}
+
+// What goes to one device, or to host memory; the bytes placed.
+uint64_t Receiver::place_from_slot(uint32_t slot, uint64_t at, uint64_t bytes) {
+  const PagedCopy& copy = plan_->copy;
+  if (at_end(copy, cursor_)) {
+    link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
+    sink_ = true;
+    return bytes;
+  }
+  const Place& place = plan_->places[cursor_.pair];
+  const uint32_t stop = same_device_end(plan_->places, cursor_.pair);
+  if (place.device != kHost) {
+    const Cursor from = cursor_;
+    sink_ = !scatters_.open(*batch_, place.device, true);
+    if (sink_) return bytes;
+    const uint64_t placed = advance(copy, cursor_, bytes, stop);
+    scatters_.add_from_ring(*batch_, *plan_, from, placed, slot, at);
+    return placed;
+  }
+  uint64_t placed = 0;
+  while (placed < bytes && cursor_.pair < stop && !at_end(copy, cursor_)) {
+    const Extent e = next_extent(copy, cursor_, bytes - placed);
+    std::memcpy(plan_->places[e.pair].base + e.dst_offset, ring_->incoming(slot) + at + placed, e.bytes);
+    placed += e.bytes;
+  }
+  return placed;
+}
+
+void Receiver::return_slots() {
+  for (const uint32_t slot : scatters_.returned()) acks_.push_credit(slot);
+  scatters_.returned().clear();
 }
 
 void Receiver::fill() {
@@ -197,7 +259,9 @@ void Receiver::fill() {
     link_.refuse(*batch_->shared, Code::kInvalid, Refusal::kChunk);
     sink_ = true;
   }
-  if (!sink_ && plan_->places[cursor_.pair].device != kHost) {
+  const int device = sink_ ? kHost : plan_->places[cursor_.pair].device;
+  if (device != kHost && !scatters_.open(*batch_, device, false)) sink_ = true;
+  if (!sink_ && device != kHost) {
     fill_slot();
     if (slot_ == SlotPool::kNone) return;
   } else if (!sink_) {
@@ -268,6 +332,7 @@ bool Receiver::finish_scatters() {
   if (scatters_.empty()) return true;
   ended_.clear();
   scatters_.progress(ended_);
+  return_slots();
   return std::ranges::all_of(ended_, [&](InboundBatch* batch) { return end(*batch); });
 }
 

@@ -21,7 +21,7 @@ namespace pdxfer::transport::stream {
 
 class Receiver {
  public:
-  Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index, DeviceLane& lane);
+  Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index, DeviceLane& lane, SlotRing* ring);
 
   // Reads about `budget` bytes. 1: more to do at once; 0: the channel is empty; -errno: it is dead, or -EPROTO: a frame
   // was malformed and malformed() says how.
@@ -41,9 +41,13 @@ class Receiver {
   bool on_header();
   bool begin_plan();
   bool begin_chunk();
+  bool find_place();
+  bool take_slot();
+  uint64_t place_from_slot(uint32_t slot, uint64_t at, uint64_t bytes);
   bool finish_end();
   bool end(InboundBatch& batch);
   bool finish_scatters();
+  void return_slots();
   void parse_plan(size_t bytes);
   void finish_plan();
   void fill();
@@ -58,6 +62,7 @@ class Receiver {
   Channel& channel_;
   Sender& acks_;
   const uint32_t index_;
+  SlotRing* const ring_;
   const char* malformed_ = nullptr;
   std::unordered_map<BatchId, InboundBatch> batches_;
   Scatters scatters_;

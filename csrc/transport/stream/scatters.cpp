@@ -14,9 +14,43 @@ void Scatters::give_back(uint32_t slot) noexcept {
   --held_;
 }
 
+bool Scatters::open(InboundBatch& batch, int device, bool from_ring) {
+  std::string why;
+  Status status = from_ring ? lane_.open(device, why) : lane_.open_slots(device, why);
+  if (status.ok() && from_ring) status = ring_->pin_incoming(device, why);
+  if (status.ok()) return true;
+  link_.note(why);
+  link_.refuse(*batch.shared, status.code, Refusal::kStaging);
+  return false;
+}
+
 void Scatters::add(InboundBatch& batch, InboundPlan& plan, const Cursor& cursor, uint64_t bytes, uint32_t slot) {
   ++batch.scatters;
-  pieces_.push_back({&batch, &plan, slot, {plan.places[cursor.pair].device, cursor, bytes, 0, 0, {}}});
+  pieces_.push_back(
+      {&batch, &plan, slot, data(slot), false, {plan.places[cursor.pair].device, cursor, bytes, 0, 0, {}}});
+}
+
+void Scatters::add_from_ring(InboundBatch& batch, InboundPlan& plan, const Cursor& cursor, uint64_t bytes,
+                             uint32_t slot, uint64_t at) {
+  ++batch.scatters;
+  ring_->hold(slot);
+  pieces_.push_back({&batch,
+                     &plan,
+                     slot,
+                     ring_->incoming(slot) + at,
+                     true,
+                     {plan.places[cursor.pair].device, cursor, bytes, 0, 0, {}}});
+}
+
+void Scatters::let_go(uint32_t slot) noexcept {
+  if (ring_->let_go(slot)) returned_.push_back(slot);
+}
+
+void Scatters::end(const Piece& piece) noexcept {
+  if (piece.from_ring)
+    let_go(piece.slot);
+  else
+    give_back(piece.slot);
 }
 
 bool Scatters::finished(Piece& piece) {
@@ -27,7 +61,7 @@ bool Scatters::finished(Piece& piece) {
     lane_.wait(piece.work);
     link_.refuse(*piece.batch->shared, piece.work.status.code, Refusal::kDevice);
   }
-  give_back(piece.slot);
+  end(piece);
   return true;
 }
 
@@ -36,7 +70,7 @@ void Scatters::progress(std::vector<InboundBatch*>& ended) {
   for (Piece& piece : pieces_) {
     const InboundPlan& plan = *piece.plan;
     if (piece.work.started() || !piece.work.status.ok() || plan.sink) continue;
-    lane_.start(piece.work, DeviceForm::kScatter, plan.number, plan.copy, plan.places, data(piece.slot));
+    lane_.start(piece.work, DeviceForm::kScatter, plan.number, plan.copy, plan.places, piece.data);
     if (piece.work.status.ok() && !piece.work.started()) break;
   }
   while (!pieces_.empty() && finished(pieces_.front())) {
@@ -53,7 +87,7 @@ void Scatters::settle(const InboundPlan* plan) noexcept {
       piece.work.bytes = piece.work.launched;  // no more of it
     }
   if (plan != nullptr) return;  // the caller made it a sink: progress() drops the rest
-  for (const Piece& piece : pieces_) give_back(piece.slot);
+  for (const Piece& piece : pieces_) end(piece);
   pieces_.clear();
 }
 

@@ -1,5 +1,6 @@
-// Scatters: payload that one stream has received into pinned slots, on its way into device memory. In the order of its
-// arrival; a piece keeps its slot until the GPU is through with it. Its io thread only.
+// Scatters: payload that one stream has in pinned slots, its own that it received into or those of the other end's
+// ring, on its way into device memory. In the order of its arrival; a piece keeps its slot until the GPU is through
+// with it. Its io thread only.
 #pragma once
 
 #include <deque>
@@ -9,6 +10,7 @@
 
 #include "transport/stream/device_lane.hpp"
 #include "transport/stream/link_state.hpp"
+#include "transport/stream/slot_ring.hpp"
 
 namespace pdxfer::transport::stream {
 
@@ -46,7 +48,14 @@ struct InboundBatch {
 
 class Scatters {
  public:
-  Scatters(LinkState& link, DeviceLane& lane) : link_(link), lane_(lane) {}
+  // `ring`: of the link, null without.
+  Scatters(LinkState& link, DeviceLane& lane, SlotRing* ring) : link_(link), lane_(lane), ring_(ring) {
+    if (ring != nullptr) returned_.reserve(64);
+  }
+
+  // Before the first piece of a device: its copies and the slots that they read. False: they cannot be had, and the
+  // batch is refused.
+  bool open(InboundBatch& batch, int device, bool from_ring);
 
   // A slot to receive into, or SlotPool::kNone: then try again soon.
   uint32_t take() noexcept;
@@ -56,6 +65,13 @@ class Scatters {
 
   // The slot's first `bytes` belong at `cursor` of the plan; one device's pairs only. The slot is ours from here on.
   void add(InboundBatch& batch, InboundPlan& plan, const Cursor& cursor, uint64_t bytes, uint32_t slot);
+  // Likewise, `at` bytes into a slot of the ring, which the piece holds (SlotRing::hold) until it is over.
+  void add_from_ring(InboundBatch& batch, InboundPlan& plan, const Cursor& cursor, uint64_t bytes, uint32_t slot,
+                     uint64_t at);
+  // Nobody of ours reads the ring's slot any more, as far as the caller is concerned.
+  void let_go(uint32_t slot) noexcept;
+  // The ring's slots that nobody reads any more: the caller tells the other end, then clears it.
+  std::vector<uint32_t>& returned() noexcept { return returned_; }
   // Starts what there is room for and finishes what is over. A batch that has none left and has ended is put into
   // `ended`. A piece that failed refuses its batch.
   void progress(std::vector<InboundBatch*>& ended);
@@ -70,13 +86,18 @@ class Scatters {
     InboundBatch* batch;
     InboundPlan* plan;
     uint32_t slot;
+    std::byte* data;
+    bool from_ring;
     DeviceWork work;
   };
 
+  void end(const Piece& piece) noexcept;
   bool finished(Piece& piece);
 
   LinkState& link_;
   DeviceLane& lane_;
+  SlotRing* const ring_;
+  std::vector<uint32_t> returned_;
   std::deque<Piece> pieces_;
   uint32_t held_ = 0;  // slots of ours, that of the payload under way included
 };

@@ -17,12 +17,13 @@ constexpr size_t kPlanReserve = 4096;  // begin a frame only when this much scra
 alignas(64) constexpr std::byte kZeros[64 << 10] = {};
 }  // namespace
 
-Sender::Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& lane)
+Sender::Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& lane, SlotRing* ring)
     : link_(link),
       channel_(channel),
       index_(index),
+      ring_(ring),
       queue_(std::max<uint64_t>(2 * link.limits.chunk_bytes, 1 << 20)),
-      gathers_(link, lane, nullptr),
+      gathers_(link, lane, ring),
       scratch_(kScratch) {
   ends_.reserve(64);
   slots_.reserve(64);
@@ -201,13 +202,8 @@ void Sender::append_extents() noexcept {
     header.words[1] = item_.cursor.run;
     header.words[2] = item_.cursor.slot;
     header.count = item_.cursor.byte;
+    if (slot_ != SlotPool::kNone) return append_slot(header);
     append_header(header);
-  }
-  if (slot_ != SlotPool::kNone) {
-    slots_.push_back(slot_);
-    append(gathers_.pool().data(std::exchange(slot_, SlotPool::kNone)), std::exchange(left_, 0));
-    in_chunk_ = false;
-    return;
   }
   const std::vector<Place>& places = item_.batch->copies[item_.copy].places;
   const uint64_t most = window_ < kWindow ? kWindow : window_ + 1;  // always get somewhere
@@ -224,6 +220,36 @@ void Sender::append_extents() noexcept {
     left_ -= e.bytes;
   }
   in_chunk_ = left_ > 0;
+}
+
+// The whole of a chunk that was gathered: its bytes, or only where they are when the other end reads the slot too.
+void Sender::append_slot(FrameHeader header) noexcept {
+  const uint32_t slot = std::exchange(slot_, SlotPool::kNone);
+  const uint64_t bytes = std::exchange(left_, 0);
+  in_chunk_ = false;
+  if (ring_ != nullptr) {
+    header.type = FrameType::kSlot;
+    header.body = 0;
+    header.tag = uint64_t{slot} << 32 | bytes;
+    append_header(header);
+    gathers_.lend(slot);
+    link_.through_slots.fetch_add(bytes, std::memory_order_relaxed);
+    return;
+  }
+  append_header(header);
+  slots_.push_back(slot);
+  append(gathers_.pool().data(slot), bytes);
+}
+
+void Sender::push_credit(uint32_t slot) {
+  FrameHeader credit;
+  credit.type = FrameType::kCredit;
+  credit.tag = slot;
+  acks_.push_back(credit);
+}
+
+bool Sender::on_credit(uint64_t slot) noexcept {
+  return ring_ != nullptr && slot <= UINT32_MAX && ring_->repaid(static_cast<uint32_t>(slot));
 }
 
 void Sender::revoke(RegionId region, const Buffer& buffer) {

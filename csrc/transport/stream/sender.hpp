@@ -19,10 +19,13 @@ namespace pdxfer::transport::stream {
 
 class Sender {
  public:
-  Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& lane);
+  // `ring`: null, or device memory goes through its slots in place of the channel.
+  Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& lane, SlotRing* ring);
 
   SendQueue& queue() noexcept { return queue_; }
   void push_ack(const FrameHeader& ack) { acks_.push_back(ack); }
+  void push_credit(uint32_t slot);
+  bool on_credit(uint64_t slot) noexcept;  // false when that slot was not lent
   // Writes about `budget` bytes. 1: more to do at once; 0: nothing to send, or the channel is full; else -errno.
   int pump(uint64_t budget);
   // From now on nothing reads the region: what the window holds of it is copied out, what follows is sent as zeros.
@@ -40,11 +43,13 @@ class Sender {
   void append_end(Outbound& batch);
   void append_plan() noexcept;
   void append_extents() noexcept;
+  void append_slot(FrameHeader header) noexcept;
   void consume(uint64_t bytes);
 
   LinkState& link_;
   Channel& channel_;
   const uint32_t index_;
+  SlotRing* const ring_;
   SendQueue queue_;
   std::deque<FrameHeader> acks_;
   Gathers gathers_;

@@ -10,14 +10,15 @@ constexpr uint64_t kTurn = 2 << 20;  // bytes per direction before the loop look
 }
 
 Stream::Stream(LinkState& link, std::unique_ptr<Channel> channel, IoLoop& loop, DeviceLane& lane, uint32_t index,
-               std::function<void()> on_failure)
+               std::function<void()> on_failure, std::unique_ptr<SlotRing> ring)
     : link_(link),
       channel_(std::move(channel)),
+      ring_(std::move(ring)),
       loop_(loop),
       on_failure_(std::move(on_failure)),
-      slot_bytes_(lane.slot_bytes()),
-      sender_(link, *channel_, index, lane),
-      receiver_(link, *channel_, sender_, index, lane) {}
+      slot_bytes_(ring_ ? ring_->outgoing().slot_bytes() : lane.slot_bytes()),
+      sender_(link, *channel_, index, lane, ring_.get()),
+      receiver_(link, *channel_, sender_, index, lane, ring_.get()) {}
 
 Turn Stream::turn() noexcept {
   if (closed_) return Turn::kIdle;

@@ -13,8 +13,9 @@ namespace pdxfer::transport::stream {
 class Stream final : public Driven {
  public:
   // `on_failure` kicks every stream of the link, so that each closes on its own thread.
+  // `ring`: through which device memory passes in place of the channel; null: none.
   Stream(LinkState& link, std::unique_ptr<Channel> channel, IoLoop& loop, DeviceLane& lane, uint32_t index,
-         std::function<void()> on_failure);
+         std::function<void()> on_failure, std::unique_ptr<SlotRing> ring);
 
   Turn turn() noexcept override;
   // Loop thread.
@@ -33,6 +34,7 @@ class Stream final : public Driven {
 
   LinkState& link_;
   const std::unique_ptr<Channel> channel_;
+  const std::unique_ptr<SlotRing> ring_;
   IoLoop& loop_;
   const std::function<void()> on_failure_;
   const uint64_t slot_bytes_;

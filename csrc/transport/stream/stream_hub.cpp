@@ -10,13 +10,17 @@
 
 namespace pdxfer::transport::stream {
 
-StreamHub::StreamHub(const Context& context, const char* transport)
-    : context_(context), limits_(context.limits), wake_(context.wake ? context.wake : [] {}), transport_(transport) {}
+StreamHub::StreamHub(const Context& context, const char* transport, OpenDevices open)
+    : context_(context),
+      limits_(context.limits),
+      wake_(context.wake ? context.wake : [] {}),
+      transport_(transport),
+      open_(open) {}
 
 StreamHub::~StreamHub() = default;
 
 Bytes StreamHub::register_memory(const Region& region) {
-  if (region.buffer.device != kHost) add_device(region.buffer.device);
+  if (region.buffer.device != kHost && open_ == OpenDevices::kAtRegistration) add_device(region.buffer.device);
   regions_.add(region, transport_);
   return {};
 }
@@ -75,15 +79,15 @@ size_t StreamHub::poll(std::span<Completion> out) {
 }
 
 std::unique_ptr<Peer> StreamHub::make_peer(PeerId id, std::vector<std::unique_ptr<Channel>> channels,
-                                           std::string description) {
-  if (channels.empty() || channels.size() > kMaxStreams)
-    throw Error(Code::kInvalid, std::string(transport_) + ": a link needs 1 to 64 streams");
+                                           std::string description, std::unique_ptr<SlotRing> ring) {
+  if (channels.empty() || channels.size() > kMaxStreams || (ring && channels.size() > 1))
+    throw Error(Code::kInvalid, std::string(transport_) + ": a link needs 1 to 64 streams, and with a ring one");
   std::unique_ptr<StreamPeer> peer;
   {
     const std::lock_guard lock(mutex_);
     const uint32_t threads = std::max(1u, limits_.io_threads);
     while (drivers_.size() < threads) add_driver();
-    peer = std::make_unique<StreamPeer>(*this, id, std::move(channels), std::move(description));
+    peer = std::make_unique<StreamPeer>(*this, id, std::move(channels), std::move(description), std::move(ring));
     peers_.push_back(peer.get());
   }
   peer->start();

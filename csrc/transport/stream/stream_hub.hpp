@@ -14,6 +14,7 @@
 #include "transport/stream/device_lane.hpp"
 #include "transport/stream/io_loop.hpp"
 #include "transport/stream/region_table.hpp"
+#include "transport/stream/slot_ring.hpp"
 #include "transport/transport.hpp"
 
 namespace pdxfer::transport::stream {
@@ -22,9 +23,13 @@ class StreamPeer;
 
 class StreamHub {
  public:
+  // When a GPU is made ready: with the first region of its memory, so that what stands in the way is said there, or
+  // with the first piece, by a transport that seldom comes to that.
+  enum class OpenDevices : uint8_t { kAtRegistration, kAtFirstUse };
+
   // `transport` names the caller in errors and in describe(); a literal. Uses context.limits, wake, device_copy and
   // pin.
-  StreamHub(const Context& context, const char* transport);
+  StreamHub(const Context& context, const char* transport, OpenDevices open = OpenDevices::kAtRegistration);
   ~StreamHub();  // its peers are gone before
   StreamHub(const StreamHub&) = delete;
   StreamHub& operator=(const StreamHub&) = delete;
@@ -34,8 +39,10 @@ class StreamHub {
   void deregister_memory(RegionId region);
   size_t poll(std::span<Completion> out);
 
-  // A peer over 1 to 64 connected channels, the same in the same order at both ends. Throws Error.
-  std::unique_ptr<Peer> make_peer(PeerId peer, std::vector<std::unique_ptr<Channel>> channels, std::string description);
+  // A peer over 1 to 64 connected channels, the same in the same order at both ends. With a ring, over one channel of a
+  // peer on this machine, device memory passes through its slots. Throws Error.
+  std::unique_ptr<Peer> make_peer(PeerId peer, std::vector<std::unique_ptr<Channel>> channels, std::string description,
+                                  std::unique_ptr<SlotRing> ring = nullptr);
 
  private:
   friend class StreamPeer;
@@ -52,6 +59,7 @@ class StreamHub {
   const Limits limits_;
   const std::function<void()> wake_;
   const char* const transport_;
+  const OpenDevices open_;
   RegionTable regions_;
   std::mutex mutex_;  // guards what follows; io threads never take it
   std::vector<Driver> drivers_;

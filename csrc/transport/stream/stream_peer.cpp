@@ -15,14 +15,14 @@ constexpr uint64_t kLeastPiece = 128 << 10;
 }  // namespace
 
 StreamPeer::StreamPeer(StreamHub& hub, PeerId id, std::vector<std::unique_ptr<Channel>> channels,
-                       std::string description)
+                       std::string description, std::unique_ptr<SlotRing> ring)
     : hub_(hub),
       link_(id, hub.regions_, hub.limits_, hub.wake_, static_cast<uint32_t>(channels.size())),
       description_(std::move(description)) {
   for (uint32_t i = 0; i < channels.size(); ++i) {
     StreamHub::Driver& driver = hub_.drivers_[i % hub_.drivers_.size()];
-    streams_.push_back(
-        std::make_unique<Stream>(link_, std::move(channels[i]), *driver.loop, *driver.lane, i, [this] { kick_all(); }));
+    streams_.push_back(std::make_unique<Stream>(
+        link_, std::move(channels[i]), *driver.loop, *driver.lane, i, [this] { kick_all(); }, std::move(ring)));
   }
 }
 
@@ -53,6 +53,13 @@ void StreamPeer::revoke(const IoLoop& loop, RegionId region, const Buffer& buffe
 void StreamPeer::import_region(const Region& region, ByteView) { imported_[region.id] = region.buffer.bytes; }
 void StreamPeer::forget_region(RegionId region) { imported_.erase(region); }
 Status StreamPeer::lost() const { return link_.failed() ? link_.failure() : kOkStatus; }
+
+std::string StreamPeer::describe() const {
+  const std::string noted = link_.noted();
+  const uint64_t slots = link_.through_slots.load(std::memory_order_relaxed);
+  return description_ + (slots == 0 ? "" : "; " + std::to_string(slots >> 20) + " MiB sent in shared slots") +
+         (noted.empty() ? "" : "; " + noted);
+}
 
 StreamPeer::Entry& StreamPeer::open(BatchId batch, const TransferPlan* plan) {
   Entry& entry = batches_[batch];

@@ -17,7 +17,8 @@ namespace pdxfer::transport::stream {
 
 class StreamPeer final : public Peer {
  public:
-  StreamPeer(StreamHub& hub, PeerId id, std::vector<std::unique_ptr<Channel>> channels, std::string description);
+  StreamPeer(StreamHub& hub, PeerId id, std::vector<std::unique_ptr<Channel>> channels, std::string description,
+             std::unique_ptr<SlotRing> ring);
   ~StreamPeer() override;
 
   void import_region(const Region& region, ByteView key) override;
@@ -26,7 +27,7 @@ class StreamPeer final : public Peer {
   bool notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail) override;
   void cancel(BatchId batch) override;
   Status lost() const override;
-  std::string describe() const override { return description_; }
+  std::string describe() const override;
 
   // For StreamHub. Begins to move; throws Error.
   void start();

@@ -15,8 +15,8 @@
 #include "sys/socket.hpp"
 #include "sys/token_listener.hpp"
 #include "transport/stream/frame.hpp"
+#include "transport/stream/socket_channel.hpp"
 #include "transport/stream/stream_hub.hpp"
-#include "transport/tcp/socket_channel.hpp"
 
 namespace pdxfer::transport {
 namespace {
@@ -169,7 +169,7 @@ std::unique_ptr<Peer> TcpTransport::connect(const Link& link) {
   std::vector<std::unique_ptr<stream::Channel>> channels;
   for (sys::UniqueFd& fd : fds) {
     configure(fd.get());
-    channels.push_back(std::make_unique<SocketChannel>(std::move(fd)));
+    channels.push_back(std::make_unique<stream::SocketChannel>(std::move(fd)));
   }
   const std::string count = std::to_string(channels.size());
   return hub_.make_peer(link.peer, std::move(channels),

@@ -1,12 +1,13 @@
-// SocketChannel: a connected stream socket as the channel of a stream. Io thread, but for its making and end.
+// SocketChannel: a connected stream socket (TCP, or AF_UNIX within a machine) as the channel of a stream. Io thread,
+// but for its making and end; owns the descriptor.
 #pragma once
 
 #include "sys/fd.hpp"
 #include "transport/stream/channel.hpp"
 
-namespace pdxfer::transport {
+namespace pdxfer::transport::stream {
 
-class SocketChannel final : public stream::Channel {
+class SocketChannel final : public Channel {
  public:
   explicit SocketChannel(sys::UniqueFd fd) noexcept : fd_(std::move(fd)) {}
 
@@ -19,4 +20,4 @@ class SocketChannel final : public stream::Channel {
   const sys::UniqueFd fd_;
 };
 
-}  // namespace pdxfer::transport
+}  // namespace pdxfer::transport::stream

@@ -62,7 +62,7 @@ Status DeviceLane::open(int ordinal, std::string& why) noexcept {
 }
 
 Status DeviceLane::open_slots(int ordinal, std::string& why) noexcept {
-  if (const Status s = open(ordinal, why); !s.ok() || pinned_) return s;
+  if (const Status s = open(ordinal, why); !s.ok() || memory_) return s;
   try {
     const uint64_t direction = slots_ * slot_bytes_;
     sys::Mapping memory = sys::map_shared(sys::make_memfd("pdxfer-slots", 2 * direction).get(), 0, 2 * direction);

@@ -46,7 +46,8 @@ SlotRing::SlotRing(SlotRingEnd mine, SlotRingEnd theirs, HostPin pin)
       holders_(theirs.slots, 0) {}
 
 Status SlotRing::pin(Direction& direction, int device, std::string& why) const noexcept {
-  return direction.pinned ? kOkStatus : pin_slots(pin_, device, direction.memory, direction.pinned, why);
+  const bool done = direction.pinned.use_count() > 0;  // what is pinned need not be a pointer
+  return done ? kOkStatus : pin_slots(pin_, device, direction.memory, direction.pinned, why);
 }
 
 bool SlotRing::repaid(uint32_t slot) noexcept {

@@ -3,30 +3,15 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 
-#include "core/status.hpp"
+#include "core/option_list.hpp"
 
 namespace pdxfer {
 namespace {
 
-constexpr std::string_view kKnown =
-    "devices, gpu, gid, pkey, sl, tc, mtu, timeout, retry, rnr_retry, qps or path, as in devices=mlx5_0;mlx5_1,gid=3";
-
-[[noreturn]] void reject(std::string_view name, std::string_view value, const std::string& want) {
-  throw Error(Code::kInvalid, "rdma option " + std::string(name) + "=" + std::string(value) + ": expected " + want);
-}
-
-// Decimal, or hexadecimal after 0x.
-uint32_t number(std::string_view name, std::string_view text, uint32_t low, uint32_t high) {
-  const bool hex = text.starts_with("0x") || text.starts_with("0X");
-  const std::string_view digits = hex ? text.substr(2) : text;
-  uint32_t value = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, hex ? 16 : 10);
-  if (digits.empty() || error != std::errc{} || end != digits.data() + digits.size() || value < low || value > high)
-    reject(name, text, "a whole number from " + std::to_string(low) + " to " + std::to_string(high));
-  return value;
-}
+constexpr OptionKind kRdma{
+    "rdma",
+    "devices, gpu, gid, pkey, sl, tc, mtu, timeout, retry, rnr_retry, qps or path, as in devices=mlx5_0;mlx5_1,gid=3"};
 
 std::vector<std::string> device_list(std::string_view text) {
   static constexpr std::string_view kWant = "device names separated by ';', such as mlx5_0 or mlx5_0:1;mlx5_1";
@@ -40,10 +25,10 @@ std::vector<std::string> device_list(std::string_view text) {
              c == '.';
     };
     const std::string_view device = name.substr(0, std::min(colon, name.size()));
-    if (device.empty() || !std::ranges::all_of(device, plain)) reject("devices", text, std::string(kWant));
-    if (colon != std::string_view::npos) (void)number("devices port", name.substr(colon + 1), 1, 255);
+    if (device.empty() || !std::ranges::all_of(device, plain)) kRdma.reject("devices", text, kWant);
+    if (colon != std::string_view::npos) (void)kRdma.number("devices port", name.substr(colon + 1), 1, 255);
     if (std::ranges::find(names, name) != names.end())
-      reject("devices", text, "each device once; " + std::string(name) + " is there twice");
+      kRdma.reject("devices", text, "each device once; " + std::string(name) + " is there twice");
     names.emplace_back(name);
     if (end == rest.size()) return names;
     rest.remove_prefix(end + 1);
@@ -52,27 +37,29 @@ std::vector<std::string> device_list(std::string_view text) {
 
 uint32_t path_mtu(std::string_view text) {
   static constexpr std::array<std::string_view, 5> kSizes{"256", "512", "1024", "2048", "4096"};
-  if (std::ranges::find(kSizes, text) == kSizes.end()) reject("mtu", text, "one of 256, 512, 1024, 2048, 4096");
-  return number("mtu", text, 256, 4096);
+  if (std::ranges::find(kSizes, text) == kSizes.end()) kRdma.reject("mtu", text, "one of 256, 512, 1024, 2048, 4096");
+  return kRdma.number("mtu", text, 256, 4096);
 }
 
 RdmaOptions::Path path_of(std::string_view text) {
   if (text == "auto") return RdmaOptions::Path::kAuto;
   if (text == "direct") return RdmaOptions::Path::kDirect;
   if (text == "packed") return RdmaOptions::Path::kPacked;
-  reject("path", text, "one of auto, direct, packed");
+  kRdma.reject("path", text, "one of auto, direct, packed");
 }
 
 void set_option(RdmaOptions& options, std::string_view name, std::string_view value) {
-  const auto byte = [&](uint32_t low, uint32_t high) { return static_cast<uint8_t>(number(name, value, low, high)); };
+  const auto byte = [&](uint32_t low, uint32_t high) {
+    return static_cast<uint8_t>(kRdma.number(name, value, low, high));
+  };
   if (name == "devices") {
     options.devices = device_list(value);
   } else if (name == "gpu") {
-    options.gpu = static_cast<int>(number(name, value, 0, 1023));
+    options.gpu = static_cast<int>(kRdma.number(name, value, 0, 1023));
   } else if (name == "gid") {
-    options.gid = value == "auto" ? -1 : static_cast<int>(number(name, value, 0, 65535));
+    options.gid = value == "auto" ? -1 : static_cast<int>(kRdma.number(name, value, 0, 65535));
   } else if (name == "pkey") {
-    options.pkey = static_cast<uint16_t>(number(name, value, 1, 0xffff));
+    options.pkey = static_cast<uint16_t>(kRdma.number(name, value, 1, 0xffff));
   } else if (name == "sl") {
     options.service_level = byte(0, 15);
   } else if (name == "tc") {
@@ -86,12 +73,11 @@ void set_option(RdmaOptions& options, std::string_view name, std::string_view va
   } else if (name == "rnr_retry") {
     options.rnr_retry = byte(0, 7);
   } else if (name == "qps") {
-    options.queue_pairs = number(name, value, 1, 64);
+    options.queue_pairs = kRdma.number(name, value, 1, 64);
   } else if (name == "path") {
     options.path = path_of(value);
   } else {
-    throw Error(Code::kInvalid,
-                "rdma option \"" + std::string(name) + "\" is not known: expected " + std::string(kKnown));
+    kRdma.reject_unknown(name);
   }
 }
 
@@ -99,21 +85,7 @@ void set_option(RdmaOptions& options, std::string_view name, std::string_view va
 
 RdmaOptions RdmaOptions::parse(std::string_view text) {
   RdmaOptions options;
-  std::vector<std::string_view> seen;
-  while (!text.empty()) {
-    const size_t comma = std::min(text.find(','), text.size());
-    const std::string_view item = text.substr(0, comma);
-    text.remove_prefix(std::min(comma + 1, text.size()));
-    const size_t equals = item.find('=');
-    if (equals == std::string_view::npos)
-      throw Error(Code::kInvalid, "rdma option \"" + std::string(item) + "\" has no '=': expected NAME=VALUE with " +
-                                      std::string(kKnown));
-    const std::string_view name = item.substr(0, equals);
-    if (std::ranges::find(seen, name) != seen.end())
-      throw Error(Code::kInvalid, "rdma option " + std::string(name) + " is given twice");
-    seen.push_back(name);
-    set_option(options, name, item.substr(equals + 1));
-  }
+  kRdma.parse(text, [&](std::string_view name, std::string_view value) { set_option(options, name, value); });
   return options;
 }
 

@@ -203,13 +203,14 @@ void CudaLink::handle_end(const Header& header, ByteView tail) {
 
 // --- regions
 
-// The region is reached through staging, or, with path=map, not at all.
+// The region is reached through staging, or, with path=map and in device memory, not at all.
 void CudaLink::go_without(Import& import, std::string reason) {
   import.pieces.clear();
   import.unmapped = std::move(reason);
-  const bool staged = core_->options.path != CudaOptions::Path::kMap;
+  const bool host = import.region.buffer.device == kHost;
+  const bool staged = host || core_->options.path != CudaOptions::Path::kMap;
   if (!staged) import.refused = {Code::kUnavailable, 0, "cuda path=map, and this region of the peer cannot be mapped"};
-  if (import.region.buffer.device != kHost && core_->options.path != CudaOptions::Path::kStaging)
+  if (!host && core_->options.path != CudaOptions::Path::kStaging)
     log(LogLevel::kWarning, "cuda_ipc: region " + std::to_string(import.region.id) + " of peer " +
                                 std::to_string(peer_) + " cannot be mapped: " + import.unmapped +
                                 (staged ? "; it is reached through pinned host memory, at the rate of PCIe" : ""));

@@ -295,8 +295,8 @@ class DataPath(_Sglang):
     def send_aux(self, req: Any, prefill_aux_index: int, dst_aux_ptrs: list[int]) -> int:
         """The metadata row, in one batch with what is left of the request: one round trip ends a transfer.
 
-        The row lies in pageable host memory. Over a link that does not carry that, it follows what is left over SGLang's
-        control socket, before the Success that the same socket carries.
+        The row lies in pageable host memory. Over a link that does not carry that, it follows what is left over
+        SGLang's control socket, before the Success that the same socket carries.
         """
         session = req.mooncake_session_id
         lengths = self.kv_args.aux_item_lens

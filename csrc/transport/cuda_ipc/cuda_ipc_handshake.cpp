@@ -15,30 +15,6 @@
 namespace pdxfer::transport::cuda_ipc {
 namespace {
 
-sys::UniqueFd open_socket(const Address& here, sys::TokenListener& listener, const transport::Link& link) {
-  const Address there = Address::decode(link.address);
-  here.require_reachable(there);
-  sys::Token token;
-  std::memcpy(token.data(), link.token, token.size());
-  if (link.role == Role::kConnect) {
-    sys::UniqueFd socket = sys::connect_seqpacket(there.name, link.deadline);
-    auto preamble = sys::encode_preamble(token, 0);
-    const iovec part{preamble.data(), preamble.size()};
-    if (const int error = sys::send_message(socket.get(), {&part, 1}); error != 0)
-      throw Error(Code::kUnavailable, "cuda_ipc: greeting the peer: " + errno_name(error), error);
-    return socket;
-  }
-  listener.expect(token, 1);
-  try {
-    sys::UniqueFd socket = listener.take(token, 0, link.deadline);
-    listener.forget(token);
-    return socket;
-  } catch (...) {
-    listener.forget(token);
-    throw;
-  }
-}
-
 struct Answer {
   Bytes body;
   std::vector<sys::UniqueFd> fds;
@@ -102,10 +78,10 @@ void exchange_staging(Connection& made, const Context& context, const transport:
 
 }  // namespace
 
-Connection make_connection(const Context& context, const Address& here, const Hello& hello,
+Connection make_connection(const Context& context, const local::Address& here, const Hello& hello,
                            sys::TokenListener& listener, const transport::Link& link) {
   Connection made;
-  made.socket = open_socket(here, listener, link);
+  made.socket = local::open_socket(kProtocol, here, listener, link);
   const Hello there = Hello::decode(exchange(made.socket.get(), Type::kHello, hello.encode(), {}, link.deadline).body);
   if (hello.device == kHost || there.device == kHost)
     throw Error(Code::kUnavailable, std::string("cuda_ipc: ") + (hello.device == kHost ? "this end" : "the peer") +

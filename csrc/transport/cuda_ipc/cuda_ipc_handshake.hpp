@@ -22,7 +22,7 @@ struct Connection {
 };
 
 // Throws Error(kUnavailable, kTimeout) with the reason when cuda_ipc cannot serve this peer.
-Connection make_connection(const Context& context, const Address& here, const Hello& hello,
+Connection make_connection(const Context& context, const local::Address& here, const Hello& hello,
                            sys::TokenListener& listener, const transport::Link& link);
 
 }  // namespace pdxfer::transport::cuda_ipc

@@ -42,7 +42,7 @@ class CudaTransport final : public Transport {
   explicit CudaTransport(Context context)
       : core_(std::make_shared<Core>(std::move(context))),
         hub_(core_->context, "cuda_ipc", stream::StreamHub::OpenDevices::kAtFirstUse),
-        address_(Address::here()),
+        address_(local::Address::here("pdxfer-gpu-")),
         listener_(sys::listen_seqpacket(address_.name), "pdx-gpu-listen"),
         thread_([this] { run(); }) {}
 
@@ -53,7 +53,7 @@ class CudaTransport final : public Transport {
   }
 
   const char* name() const override { return "cuda_ipc"; }
-  Bytes address() override { return address_.encode(); }
+  Bytes address() override { return address_.encode(kProtocol); }
   Bytes register_memory(const Region& region) override;
   void deregister_memory(RegionId region) override;
   std::unique_ptr<Peer> connect(const transport::Link& link) override;
@@ -73,7 +73,7 @@ class CudaTransport final : public Transport {
 
   const std::shared_ptr<Core> core_;
   stream::StreamHub hub_;  // staged halves
-  const Address address_;
+  const local::Address address_;
   sys::TokenListener listener_;
   std::atomic<bool> stopping_{false};
   std::thread thread_;

@@ -1,10 +1,8 @@
 // Encoding and decoding; see cuda_ipc_wire.hpp.
 #include "transport/cuda_ipc/cuda_ipc_wire.hpp"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <fstream>
 #include <mutex>
 #include <utility>
 
@@ -13,9 +11,8 @@
 namespace pdxfer::transport::cuda_ipc {
 namespace {
 
-constexpr uint32_t kAddressMagic = 0x44584450;  // "PDXD"
-constexpr uint32_t kKeyMagic = 0x47584450;      // "PDXG"
-constexpr uint32_t kMaxPieces = 6000;           // of 8 bytes: what a key of 64 KiB holds
+constexpr uint32_t kKeyMagic = 0x47584450;  // "PDXG"
+constexpr uint32_t kMaxPieces = 6000;       // of 8 bytes: what a key of 64 KiB holds
 
 }  // namespace
 
@@ -30,49 +27,6 @@ ProcessId this_process() {
     owner = ::getpid();
   }
   return id;
-}
-
-Address Address::here() {
-  std::array<std::byte, 16> raw{};
-  random_bytes(raw);
-  Address address{"pdxfer-gpu-", "", 0};
-  for (const std::byte byte : raw) {
-    address.name += "0123456789abcdef"[std::to_integer<unsigned>(byte) >> 4];
-    address.name += "0123456789abcdef"[std::to_integer<unsigned>(byte) & 15];
-  }
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::getline(file, address.boot);
-  struct stat info {};
-  if (::stat("/proc/self/ns/net", &info) == 0) address.netns = info.st_ino;
-  return address;
-}
-
-Bytes Address::encode() const {
-  return Writer().integer(kAddressMagic).integer(kVersion).text(name).text(boot).integer(netns).take();
-}
-
-Address Address::decode(ByteView bytes) {
-  Reader reader(bytes);
-  const auto magic = reader.integer<uint32_t>();
-  const auto version = reader.integer<uint32_t>();
-  Address address;
-  address.name = reader.text();
-  address.boot = reader.text();
-  address.netns = reader.integer<uint64_t>();
-  if (!reader.ok() || magic != kAddressMagic || address.name.empty() || address.name.size() > 107)
-    throw Error(Code::kUnavailable, "cuda_ipc: the peer's address is not one of cuda_ipc");
-  if (version != kVersion)
-    throw Error(Code::kUnavailable, "cuda_ipc: the peer speaks version " + std::to_string(version) + ", this end " +
-                                        std::to_string(kVersion) + "; install the same release on both");
-  return address;
-}
-
-void Address::require_reachable(const Address& peer) const {
-  if (peer.boot != boot) throw Error(Code::kUnavailable, "cuda_ipc: the peer runs on another machine");
-  if (peer.netns != netns)
-    throw Error(Code::kUnavailable,
-                "cuda_ipc: the peer is in another network namespace of this machine, where its socket cannot be "
-                "reached; run both with the same network (docker --network=host, one pod)");
 }
 
 Bytes Hello::encode() const { return Writer().integer(kVersion).integer(device).take(); }

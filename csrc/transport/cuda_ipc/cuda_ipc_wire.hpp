@@ -1,4 +1,4 @@
-// What cuda_ipc puts on the wire: its address, a region's key, and the messages of a link's socket. Everything is
+// What cuda_ipc puts on the wire: a region's key, and the messages of a link's socket. Everything is
 // checked on the way in, since a peer may be another version. Any thread; owns nothing.
 #pragma once
 
@@ -8,26 +8,15 @@
 #include "core/codec.hpp"
 #include "core/types.hpp"
 #include "shim/cuda.hpp"
+#include "transport/local/local_socket.hpp"
 
 namespace pdxfer::transport::cuda_ipc {
 
 inline constexpr uint32_t kVersion = 2;
+inline constexpr local::Protocol kProtocol{"cuda_ipc", 0x44584450, kVersion};  // "PDXD"
 
 using ProcessId = std::array<uint64_t, 2>;  // random, one per process: in one process no handle is needed
 ProcessId this_process();
-
-// Where a transport listens, and which kernel and network namespace that name means something in.
-struct Address {
-  std::string name;    // abstract AF_UNIX name
-  std::string boot;    // /proc/sys/kernel/random/boot_id: the running kernel
-  uint64_t netns = 0;  // inode of /proc/self/ns/net
-
-  static Address here();
-  Bytes encode() const;
-  static Address decode(ByteView bytes);  // throws Error(kUnavailable)
-  // Throws Error(kUnavailable) with the reason when `peer` is another machine or network namespace.
-  void require_reachable(const Address& peer) const;
-};
 
 // The two ends of a new link tell each other this first.
 struct Hello {

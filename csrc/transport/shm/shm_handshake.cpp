@@ -99,30 +99,6 @@ struct Hello {
   }
 };
 
-sys::UniqueFd open_socket(const Address& here, sys::TokenListener& listener, const transport::Link& link) {
-  const Address there = Address::decode(link.address);
-  here.require_reachable(there);
-  sys::Token token;
-  std::memcpy(token.data(), link.token, token.size());
-  if (link.role == Role::kConnect) {
-    sys::UniqueFd socket = sys::connect_seqpacket(there.name, link.deadline);
-    auto preamble = sys::encode_preamble(token, 0);
-    const iovec part{preamble.data(), preamble.size()};
-    if (const int error = sys::send_message(socket.get(), {&part, 1}); error != 0)
-      throw Error(Code::kUnavailable, "shm: greeting the peer: " + errno_name(error), error);
-    return socket;
-  }
-  listener.expect(token, 1);
-  try {
-    sys::UniqueFd socket = listener.take(token, 0, link.deadline);
-    listener.forget(token);
-    return socket;
-  } catch (...) {
-    listener.forget(token);
-    throw;
-  }
-}
-
 struct Outcome {
   int32_t ours = 0, theirs = 0;  // 0: this end's writes reach the other; the other's writes reach this end
 };
@@ -162,10 +138,10 @@ std::unique_ptr<RingChannel> exchange_rings(Conversation& talk, uint64_t bytes) 
 
 }  // namespace
 
-Connection make_connection(const Context& context, const Address& here, sys::TokenListener& listener,
+Connection make_connection(const Context& context, const local::Address& here, sys::TokenListener& listener,
                            const transport::Link& link) {
   Connection made;
-  made.socket = open_socket(here, listener, link);
+  made.socket = local::open_socket(kProtocol, here, listener, link);
   made.process = sys::peer_process(made.socket.get());
   Conversation talk(made.socket.get(), link.deadline);
   const ProbeTarget target;

@@ -24,7 +24,7 @@ struct Connection {
 };
 
 // Throws Error(kUnavailable, kTimeout) with the reason when shm cannot serve this peer.
-Connection make_connection(const Context& context, const Address& here, sys::TokenListener& listener,
+Connection make_connection(const Context& context, const local::Address& here, sys::TokenListener& listener,
                            const transport::Link& link);
 
 }  // namespace pdxfer::transport::shm

@@ -1,4 +1,4 @@
-// What shm puts on the wire at set-up: its address, a region's key, and the messages of a link's socket.
+// What shm puts on the wire at set-up: a region's key, and the messages of a link's socket.
 // Everything is checked on the way in, since a peer may be another version. Any thread; owns nothing.
 #pragma once
 
@@ -6,23 +6,12 @@
 
 #include "core/codec.hpp"
 #include "core/types.hpp"
+#include "transport/local/local_socket.hpp"
 
 namespace pdxfer::transport::shm {
 
 inline constexpr uint32_t kVersion = 1;
-
-// Where a transport listens, and which kernel and network namespace that name means something in.
-struct Address {
-  std::string name;    // abstract AF_UNIX name
-  std::string boot;    // /proc/sys/kernel/random/boot_id: the running kernel
-  uint64_t netns = 0;  // inode of /proc/self/ns/net
-
-  static Address here(std::string name);
-  Bytes encode() const;
-  static Address decode(ByteView bytes);  // throws Error(kUnavailable)
-  // Throws Error(kUnavailable) with the reason when `peer` is another machine or network namespace.
-  void require_reachable(const Address& peer) const;
-};
+inline constexpr local::Protocol kProtocol{"shm", 0x41584450, kVersion};  // "PDXA"
 
 // A region's key: whether its owner can hand out descriptors of it, else why not.
 struct Key {

@@ -2,7 +2,6 @@
 #include "transport/shm/shm_transport.hpp"
 
 #include <pthread.h>
-#include <sys/random.h>
 
 #include <algorithm>
 #include <array>
@@ -16,18 +15,6 @@
 namespace pdxfer::transport {
 namespace shm {
 namespace {
-
-std::string random_name() {
-  std::array<uint8_t, 16> raw{};
-  if (::getrandom(raw.data(), raw.size(), 0) != static_cast<ssize_t>(raw.size()))
-    throw Error(Code::kUnavailable, "getrandom failed");
-  std::string name = "pdxfer-";
-  for (const uint8_t byte : raw) {
-    name += "0123456789abcdef"[byte >> 4];
-    name += "0123456789abcdef"[byte & 15];
-  }
-  return name;
-}
 
 // The handle the engine owns; the link itself may live a moment longer, in the poll thread's hands.
 class ShmPeer final : public Peer {
@@ -56,7 +43,7 @@ class ShmTransport final : public Transport {
   explicit ShmTransport(Context context)
       : core_(std::make_shared<Core>(std::move(context))),
         hub_(core_->context, "shm"),
-        address_(Address::here(random_name())),
+        address_(local::Address::here("pdxfer-")),
         listener_(sys::listen_seqpacket(address_.name), "pdx-shm-listen"),
         thread_([this] { run(); }) {}
 
@@ -68,7 +55,7 @@ class ShmTransport final : public Transport {
   }
 
   const char* name() const override { return "shm"; }
-  Bytes address() override { return address_.encode(); }
+  Bytes address() override { return address_.encode(kProtocol); }
   Bytes register_memory(const Region& region) override;
   void deregister_memory(RegionId region) override;
   std::unique_ptr<Peer> connect(const transport::Link& link) override {
@@ -84,7 +71,7 @@ class ShmTransport final : public Transport {
 
   const std::shared_ptr<Core> core_;
   stream::StreamHub hub_;  // staged links
-  const Address address_;
+  const local::Address address_;
   sys::TokenListener listener_;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> watch_freed_{false};  // memory was deregistered that the program may free any time

@@ -15,6 +15,29 @@ struct Rates {
   double chunk_ns = 4000;   // of filling and draining the pipeline once: a slot's gather, a message, its scatter
 };
 
+// A request's cost as whole copies show it. The trial on the idle link can be far off (a device that is software,
+// another end that is busy), and a cost taken for too low sends thousands of small requests. So: when two direct copies
+// in turn, each alone on its link, took more than twice what was expected and than their bytes need, the quicker one
+// counts.
+class RequestCost {
+ public:
+  // What a direct copy of so many requests took; sets rates.request_ns.
+  void learn(Rates& rates, uint64_t requests, uint64_t bytes, double ns) noexcept {
+    constexpr uint64_t kEnough = 64;
+    if (requests < kEnough) return;
+    const double each = ns / static_cast<double>(requests);
+    if (each < 2 * rates.request_ns || ns < 2 * static_cast<double>(bytes) * rates.byte_ns) {
+      before_ = 0;
+      return;
+    }
+    if (before_ > 0) rates.request_ns = std::min(before_, each);
+    before_ = before_ > 0 ? 0 : each;
+  }
+
+ private:
+  double before_ = 0;
+};
+
 struct Estimate {
   double direct_ns = 0, packed_ns = 0;
   uint64_t requests = 0;

@@ -18,6 +18,8 @@ OutBatch& RdmaLink::open(BatchId batch, const TransferPlan* plan) {
   if (out == nullptr) {
     out = std::make_unique<OutBatch>();
     out->id = batch;
+    out->number = ++opened_;
+    out->alone = ++live_ == 1;
   }
   if (plan != nullptr && out->plan == nullptr) {
     out->plan = plan;
@@ -53,8 +55,9 @@ Status RdmaLink::check(OutBatch& out, uint32_t copy_index, const Cursor& cursor)
   return inside(copy, cursor) ? kOkStatus : Status{Code::kInvalid, 0, "cursor outside its copy"};
 }
 
-void RdmaLink::decide(OutBatch::CopyState& state, const PagedCopy& copy) {
+void RdmaLink::decide(OutBatch& out, OutBatch::CopyState& state, const PagedCopy& copy) {
   state.decided = true;
+  if (out.begun == Clock::time_point{}) out.begun = Clock::now();
   last_ = estimate(copy, rates_);
   const RdmaOptions::Path path = hub_.context.rdma.path;
   bool packed = path == RdmaOptions::Path::kPacked || (path == RdmaOptions::Path::kAuto && last_.packed());
@@ -66,6 +69,14 @@ void RdmaLink::decide(OutBatch::CopyState& state, const PagedCopy& copy) {
   }
   state.packed = packed;
   ++(packed ? packed_copies_ : direct_copies_);
+  out.packed |= packed;
+  out.direct_requests += packed ? 0 : last_.requests;
+}
+
+void RdmaLink::learn(const OutBatch& out) {
+  if (!out.alone || out.packed || out.number != opened_ || out.strikes > 0 || out.plan == nullptr) return;
+  const std::chrono::duration<double, std::nano> took = Clock::now() - out.begun;
+  request_cost_.learn(rates_, out.direct_requests, out.plan->bytes(), took.count());
 }
 
 // The rail with the least bytes under way, or none when all are full or down.
@@ -202,7 +213,7 @@ Status RdmaLink::submit(BatchId batch, const TransferPlan& plan, uint32_t copy_i
   if (const Status s = check(out, copy_index, cursor); !s.ok()) return give_up(out, s);
   const PagedCopy& copy = plan.copies[copy_index];
   OutBatch::CopyState& state = out.copies[copy_index];
-  if (!state.decided) decide(state, copy);
+  if (!state.decided) decide(out, state, copy);
   if (state.packed)
     submit_packed(out, copy_index, cursor);
   else
@@ -273,6 +284,8 @@ void RdmaLink::work_done(const Work& work) {
 
 void RdmaLink::finish(OutBatch& out, Status status) {
   if (std::exchange(out.over, true)) return;
+  --live_;
+  if (status.ok()) learn(out);
   if (out.given_up.ok()) out.given_up = status;
   Completion& sent = ready_.emplace_back();
   sent.peer = peer_;

@@ -33,6 +33,10 @@ struct OutBatch {
   uint64_t outstanding = 0;  // requests and chunks that are not through
   uint32_t strikes = 0;      // queue pairs that broke with a request of it in front
   bool touched = false, ended = false, end_sent = false, over = false;
+  Clock::time_point begun{};  // of the first copy
+  uint64_t number = 0;        // counted by the link
+  uint64_t direct_requests = 0;
+  bool alone = false, packed = false;  // nothing else was under way when it began; some of it went packed
   Status given_up;
   std::optional<uint64_t> tag;
   Bytes tail;
@@ -97,7 +101,8 @@ class RdmaLink final : public Peer {
   // rdma_link.cpp
   OutBatch& open(BatchId batch, const TransferPlan* plan);
   Status check(OutBatch& out, uint32_t copy_index, const Cursor& cursor);
-  void decide(OutBatch::CopyState& state, const PagedCopy& copy);
+  void decide(OutBatch& out, OutBatch::CopyState& state, const PagedCopy& copy);
+  void learn(const OutBatch& out);
   Rail* choose() noexcept;
   void submit_direct(OutBatch& out, const PagedCopy& copy, Cursor& cursor);
   uint32_t unroll(OutBatch& out, const PagedCopy& copy, Cursor cursor, const Rail& rail, uint32_t limit);
@@ -167,6 +172,8 @@ class RdmaLink final : public Peer {
   uint32_t counted_ = 0, their_consumed_ = 0;  // messages sent that want credit; processed there
   uint32_t next_expected_ = 0, consumed_ = 0, told_consumed_ = 0, told_chunks_ = 0;
   Rates rates_;
+  RequestCost request_cost_;
+  uint64_t opened_ = 0, live_ = 0;  // batches so far; those not over
   uint64_t direct_copies_ = 0, packed_copies_ = 0, failovers_ = 0;
   Estimate last_;
 };

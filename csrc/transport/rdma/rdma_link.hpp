@@ -42,13 +42,14 @@ struct OutBatch {
   Bytes tail;
 };
 
-// The memory of a link that devices see: slots the other end fills, slots we gather into, messages.
+// The memory of a link that devices see: slots the other end fills and one more for its trials, which nobody reads;
+// slots we gather into; messages.
 struct Arena {
   Arena(const Hub& hub, uint32_t slots, uint32_t slot_bytes);  // throws Error(kUnavailable)
   std::byte* inbound() const noexcept { return memory.get(); }
-  std::byte* outbound(uint64_t chunk) const noexcept { return memory.get() + (slots + chunk % slots) * slot_bytes; }
+  std::byte* outbound(uint64_t chunk) const noexcept { return memory.get() + (slots + 1 + chunk % slots) * slot_bytes; }
   std::byte* message(uint64_t number) const noexcept {
-    return memory.get() + size_t{2} * slots * slot_bytes + number % kMessageSlots * kMessageBytes;
+    return memory.get() + (size_t{2} * slots + 1) * slot_bytes + number % kMessageSlots * kMessageBytes;
   }
   const uint32_t slots, slot_bytes;
   std::unique_ptr<std::byte[]> memory;

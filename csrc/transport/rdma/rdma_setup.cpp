@@ -30,12 +30,12 @@ uint32_t slot_count(const Limits& limits) {
 Arena::Arena(const Hub& hub, uint32_t count, uint32_t bytes)
     : slots(count),
       slot_bytes(bytes),
-      memory(std::make_unique<std::byte[]>(size_t{2} * count * bytes + size_t{kMessageSlots} * kMessageBytes)) {
-  const size_t inbound_bytes = size_t{slots} * slot_bytes;
+      memory(std::make_unique<std::byte[]>((size_t{2} * count + 1) * bytes + size_t{kMessageSlots} * kMessageBytes)) {
+  const size_t inbound_bytes = (size_t{slots} + 1) * slot_bytes, outbound_bytes = size_t{slots} * slot_bytes;
   for (const auto& port : hub.ports) {
     written.push_back(port->register_host(memory.get(), inbound_bytes, true));
     read.push_back(port->register_host(memory.get() + inbound_bytes,
-                                       inbound_bytes + size_t{kMessageSlots} * kMessageBytes, false));
+                                       outbound_bytes + size_t{kMessageSlots} * kMessageBytes, false));
   }
 }
 
@@ -118,7 +118,9 @@ void RdmaLink::calibrate(Deadline deadline) {
   if (rail == nullptr) return;
   deadline = std::min(deadline, Clock::now() + kCalibration);
   const auto timed = [&](uint32_t requests, uint32_t bytes) {
-    Work work{Work::Kind::kProbe, nullptr, 0, kArena, kStaging, theirs_.staging, bytes, 1, {}};
+    // Into the slot that nobody reads: a trial that was given up may land when the others are in use.
+    const uint64_t beyond = theirs_.staging + uint64_t{theirs_.slots} * theirs_.slot_bytes;
+    Work work{Work::Kind::kProbe, nullptr, 0, kArena, kStaging, beyond, bytes, 1, {}};
     work.piece[0] = {reinterpret_cast<uint64_t>(arena_.outbound(0)), bytes};
     const std::optional<Keys> keys = keys_for(work, *rail);
     const std::vector<Work> works(requests, work);

@@ -10,7 +10,7 @@
 
 namespace pdxfer::transport::rdma {
 
-inline constexpr uint32_t kWireVersion = 1;
+inline constexpr uint32_t kWireVersion = 2;
 
 enum class MessageType : uint8_t { kPlan = 1, kChunk, kTail, kEnd, kAck, kCredit };
 

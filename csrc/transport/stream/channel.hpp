@@ -28,6 +28,10 @@ class Channel {
   // Watched with EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET; every edge makes the io thread try both directions.
   virtual int wait_fd() const noexcept = 0;
 
+  // Do bytes under way come within microseconds, so that looking for them is cheaper than being woken? So it is when
+  // the other end is on this machine, and runs on another processor than the calling thread.
+  virtual bool soon() const noexcept { return false; }
+
   // The other end sees its channel die; later calls return -EPIPE. Idempotent. Must not close wait_fd() (the
   // destructor does) so that its number cannot be reused under the poller.
   virtual void shutdown() noexcept = 0;

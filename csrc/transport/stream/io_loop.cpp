@@ -15,6 +15,8 @@ namespace {
 // A piece takes a GPU some tens of microseconds: less than it takes to be woken. One that waits behind a model's
 // kernels takes milliseconds, which are slept.
 constexpr auto kSpin = std::chrono::microseconds(300);
+// A thread that sleeps for every gap between two pieces makes the other end pay for waking it.
+constexpr auto kLook = std::chrono::microseconds(50);
 constexpr int kDeviceSleepMs = 1;
 constexpr int kSleepMs = 1000;
 }  // namespace
@@ -100,6 +102,10 @@ void IoLoop::take_inbox() {
 // How long to wait for an edge, in milliseconds.
 int IoLoop::patience(bool idle) noexcept {
   if (!idle) return 0;
+  if (look_until_ != std::chrono::steady_clock::time_point{}) {
+    if (std::chrono::steady_clock::now() < look_until_) return 0;
+    look_until_ = {};
+  }
   if (on_device_.empty()) return kSleepMs;
   return std::chrono::steady_clock::now() < spin_until_ ? 0 : kDeviceSleepMs;
 }
@@ -107,14 +113,15 @@ int IoLoop::patience(bool idle) noexcept {
 void IoLoop::work() noexcept {
   std::array<sys::Poller::Event, 64> events;
   for (;;) {
-    bool idle = false;
+    int timeout_ms = 0;
     {
       const std::lock_guard lock(mutex_);
       if (stopping_) return;
+      timeout_ms = patience(due_.empty() && kicked_.empty() && tasks_.empty());
       // Whoever fills the inbox while sleeping_ is set wakes the poller.
-      idle = sleeping_ = due_.empty() && kicked_.empty() && tasks_.empty();
+      sleeping_ = timeout_ms != 0;
     }
-    const size_t n = poller_.wait(events, patience(idle));
+    const size_t n = poller_.wait(events, timeout_ms);
     for (size_t i = 0; i < n; ++i) mark_due(*static_cast<Driven*>(events[i].what));
     take_inbox();
     for (Driven* driven : on_device_) mark_due(*driven);
@@ -126,6 +133,7 @@ void IoLoop::work() noexcept {
       const Turn turn = driven->turn();
       if (turn == Turn::kDevice) on_device_.push_back(driven);
       if (turn == Turn::kAgain) mark_due(*driven);
+      if (turn == Turn::kSoon) look_until_ = std::chrono::steady_clock::now() + kLook;
       if (turn != Turn::kDevice) spin_until_ = {};
     }
     if (!on_device_.empty() && spin_until_ == std::chrono::steady_clock::time_point{})

@@ -16,6 +16,7 @@ namespace pdxfer::transport::stream {
 
 enum class Turn : uint8_t {
   kIdle,    // an edge or a kick will say when there is more to do
+  kSoon,    // the same, and an edge is due within microseconds
   kAgain,   // there is more to do at once
   kDevice,  // a GPU has something under way that gives no sign: look again soon
 };
@@ -56,7 +57,8 @@ class IoLoop {
 
   sys::Poller poller_;
   std::vector<Driven*> due_, turning_, on_device_;      // loop thread
-  std::chrono::steady_clock::time_point spin_until_{};  // likewise
+  std::chrono::steady_clock::time_point spin_until_{};  // likewise; for a GPU
+  std::chrono::steady_clock::time_point look_until_{};  // likewise; for an edge
   std::mutex mutex_;                                    // guards what follows
   std::vector<Driven*> kicked_;
   std::vector<Task*> tasks_;

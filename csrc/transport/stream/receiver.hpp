@@ -30,6 +30,8 @@ class Receiver {
   // From now on nothing of ours is written to the region.
   void revoke(RegionId region);
   void close() noexcept;
+  // Something has begun to arrive and is not over.
+  bool under_way() const noexcept { return !batches_.empty() || header_have_ > 0; }
   // Only the GPU, or a slot that comes free, says when to go on.
   bool waits_for_device() const noexcept { return !scatters_.empty() || starved_; }
 

@@ -1,7 +1,6 @@
 // When extents are small, the kernel's copy of each stalls on memory it could not foresee: gathering them here first,
-// with look-ahead prefetch into a buffer that stays in cache, is faster although every byte is copied once more. Random
-// 1 KiB pages over loopback cost 1.1 us per KiB (both ends) as iovecs and 0.63 packed; at 16 KiB the two are equal.
-// Io threads.
+// with look-ahead prefetch into a buffer that stays in cache, and scattering what arrives with stores past the caches,
+// is faster although every byte is copied once more (docs/design/wire.md has what was measured). Io threads.
 #pragma once
 
 #include <sys/uio.h>
@@ -12,40 +11,93 @@
 #include <cstring>
 #include <span>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 namespace pdxfer::transport::stream {
 
 inline constexpr size_t kPackBytes = 256 << 10;    // a window; two of them fit the L2 cache of a core
 inline constexpr uint64_t kSmallExtent = 8 << 10;  // mean size below which a window is packed
-inline constexpr size_t kLookAhead = 8;            // extents
 inline constexpr size_t kCacheLine = 64;
 
 inline bool worth_packing(uint64_t bytes, size_t extents) noexcept {
   return extents > 4 && bytes / extents < kSmallExtent;
 }
 
-enum class For : int { kRead = 0, kWrite = 1 };
-template <For access>
-inline void prefetch_extent(const iovec& extent) noexcept {
-  const auto* data = static_cast<const std::byte*>(extent.iov_base);
-  for (size_t at = 0; at < extent.iov_len; at += kCacheLine) __builtin_prefetch(data + at, static_cast<int>(access), 0);
-}
+// Prefetches the extents piece by piece, in order.
+class Prefetcher {
+ public:
+  static constexpr size_t kPiece = 1024;
+  explicit Prefetcher(std::span<const iovec> extents) noexcept : extents_(extents) {}
+
+  void next() noexcept {
+    if (at_ == extents_.size()) return;
+    const auto* from = static_cast<const std::byte*>(extents_[at_].iov_base) + done_;
+    const size_t bytes = std::min(kPiece, extents_[at_].iov_len - done_);
+    for (size_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(from + i, 0, 0);
+    done_ += bytes;
+    if (done_ == extents_[at_].iov_len) ++at_, done_ = 0;
+  }
+
+ private:
+  std::span<const iovec> extents_;
+  size_t at_ = 0, done_ = 0;
+};
 
 inline void gather(std::span<const iovec> extents, std::byte* to) noexcept {
-  for (size_t i = 0; i < extents.size(); ++i) {
-    if (i + kLookAhead < extents.size()) prefetch_extent<For::kRead>(extents[i + kLookAhead]);
-    std::memcpy(to, extents[i].iov_base, extents[i].iov_len);
-    to += extents[i].iov_len;
-  }
+  constexpr int kAhead = 8;  // pieces
+  Prefetcher ahead(extents);
+  for (int i = 0; i < kAhead; ++i) ahead.next();
+  for (const iovec& extent : extents)
+    for (size_t done = 0; done < extent.iov_len;) {
+      const size_t bytes = std::min(Prefetcher::kPiece, extent.iov_len - done);
+      ahead.next();
+      std::memcpy(to, static_cast<const std::byte*>(extent.iov_base) + done, bytes);
+      to += bytes;
+      done += bytes;
+    }
 }
 
-// Writes `bytes` from `from` over the extents, shortens the first that was not filled, returns how many were.
+// Copies with stores past the caches, lines that are whole; stream_fence() makes them visible.
+inline void stream_copy(std::byte* to, const std::byte* from, size_t bytes) noexcept {
+#if defined(__x86_64__)
+  const size_t head = (kCacheLine - reinterpret_cast<uintptr_t>(to) % kCacheLine) % kCacheLine;
+  if (bytes >= 4 * kCacheLine) {
+    std::memcpy(to, from, head);
+    size_t at = head;
+    for (; at + kCacheLine <= bytes; at += kCacheLine) {
+      const auto* source = reinterpret_cast<const __m128i*>(from + at);
+      auto* line = reinterpret_cast<__m128i*>(to + at);
+      const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+      const __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+      _mm_stream_si128(line, a);
+      _mm_stream_si128(line + 1, b);
+      _mm_stream_si128(line + 2, c);
+      _mm_stream_si128(line + 3, d);
+    }
+    to += at;
+    from += at;
+    bytes -= at;
+  }
+#endif
+  std::memcpy(to, from, bytes);
+}
+
+inline void stream_fence() noexcept {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Writes `bytes` from `from` over the extents, shortens the first that was not filled, returns how many were. What it
+// wrote is visible to whoever learns from this thread that it is there.
 inline size_t scatter(std::span<iovec> extents, const std::byte* from, uint64_t bytes) noexcept {
   size_t i = 0;
   for (; bytes > 0; ++i) {
-    if (i + kLookAhead < extents.size()) prefetch_extent<For::kWrite>(extents[i + kLookAhead]);
     iovec& extent = extents[i];
     const uint64_t step = std::min<uint64_t>(bytes, extent.iov_len);
-    std::memcpy(extent.iov_base, from, step);
+    stream_copy(static_cast<std::byte*>(extent.iov_base), from, step);
     from += step;
     bytes -= step;
     if (step == extent.iov_len) continue;
@@ -53,6 +105,7 @@ inline size_t scatter(std::span<iovec> extents, const std::byte* from, uint64_t 
     extent.iov_len -= step;
     break;
   }
+  stream_fence();
   return i;
 }
 

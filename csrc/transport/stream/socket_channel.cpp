@@ -1,6 +1,7 @@
-// The two system calls of the data path; see socket_channel.hpp.
+// The system calls of the data path; see socket_channel.hpp.
 #include "transport/stream/socket_channel.hpp"
 
+#include <sched.h>
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #endif
@@ -49,6 +50,15 @@ int64_t SocketChannel::readv(std::span<const iovec> iov) noexcept {
     if (errno == EAGAIN) return 0;
     if (errno != EINTR) return -errno;
   }
+}
+
+// Within a machine the kernel handles what arrives on the processor of its sender.
+bool SocketChannel::soon() const noexcept {
+  if (!nearby_) return false;
+  int cpu = -1;
+  socklen_t length = sizeof cpu;
+  if (::getsockopt(fd_.get(), SOL_SOCKET, SO_INCOMING_CPU, &cpu, &length) != 0 || cpu < 0) return false;
+  return cpu != ::sched_getcpu();
 }
 
 void SocketChannel::shutdown() noexcept { ::shutdown(fd_.get(), SHUT_RDWR); }

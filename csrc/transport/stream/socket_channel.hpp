@@ -9,15 +9,18 @@ namespace pdxfer::transport::stream {
 
 class SocketChannel final : public Channel {
  public:
-  explicit SocketChannel(sys::UniqueFd fd) noexcept : fd_(std::move(fd)) {}
+  // `nearby`: the other end is on this machine, at the other end of a TCP connection.
+  explicit SocketChannel(sys::UniqueFd fd, bool nearby = false) noexcept : fd_(std::move(fd)), nearby_(nearby) {}
 
   int64_t writev(std::span<const iovec> iov) noexcept override;
   int64_t readv(std::span<const iovec> iov) noexcept override;
   int wait_fd() const noexcept override { return fd_.get(); }
+  bool soon() const noexcept override;
   void shutdown() noexcept override;
 
  private:
   const sys::UniqueFd fd_;
+  const bool nearby_;
 };
 
 }  // namespace pdxfer::transport::stream

@@ -36,7 +36,10 @@ Turn Stream::turn() noexcept {
     // When the other end is gone, what it sent before is still to be read, and to be scattered.
     if (in > 0 || out > 0) return Turn::kAgain;
     if (receiver_.waits_for_device() || (out >= 0 && sender_.waits_for_device())) return Turn::kDevice;
-    if (out < 0) fail(-out, nullptr);
+    if (out < 0)
+      fail(-out, nullptr);
+    else if (receiver_.under_way() && channel_->soon())
+      return Turn::kSoon;
   } catch (const std::exception&) {
     fail(ENOMEM, "an io thread ran out of memory");
   }

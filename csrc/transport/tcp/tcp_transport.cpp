@@ -166,10 +166,11 @@ std::unique_ptr<Peer> TcpTransport::connect(const Link& link) {
     throw Error(Code::kUnavailable, std::string("tcp: ") + error.what(), error.status().native);
   }
   const std::string where = sys::remote_address(fds[0].get()).to_string();
+  const bool nearby = within_machine(fds[0].get());
   std::vector<std::unique_ptr<stream::Channel>> channels;
   for (sys::UniqueFd& fd : fds) {
     configure(fd.get());
-    channels.push_back(std::make_unique<stream::SocketChannel>(std::move(fd)));
+    channels.push_back(std::make_unique<stream::SocketChannel>(std::move(fd), nearby));
   }
   const std::string count = std::to_string(channels.size());
   return hub_.make_peer(link.peer, std::move(channels),

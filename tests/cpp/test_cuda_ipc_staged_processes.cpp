@@ -64,7 +64,7 @@ TEST_CASE("a receiver killed with slots in its hands is a lost peer, and the nex
   fake_cuda::install();
   Source source;
   {
-    Receiver receiver(config("path=staging"));
+    Receiver receiver(config("path=staging")), next(config("path=staging"));  // both before this process has threads
     fake_cuda::set_delay_us(2000);
     engine::Engine engine(config("path=staging"));
     const RegionId mine = engine.register_memory({source.memory, kPool, 0}).id;
@@ -78,7 +78,6 @@ TEST_CASE("a receiver killed with slots in its hands is a lost peer, and the nex
     ::kill(receiver.pid, SIGKILL);
     for (const auto& batch : batches) CHECK(finish(batch).code == Code::kPeerLost);
     fake_cuda::set_delay_us(0);
-    Receiver next(config("path=staging"));
     const PeerId second = engine.connect(next.board->address, std::chrono::seconds(8));
     CHECK(finish(engine.submit(second, whole(mine, next.board->plain, 1024), 20, {})).ok());
   }

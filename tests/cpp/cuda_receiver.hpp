@@ -62,7 +62,7 @@ struct Receiver {
       : board(new(::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Board) {
     pid = ::fork();
     if (pid == 0) receive(*board, with);
-    for (int i = 0; i < 5000 && !board->ready; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    for (int i = 0; i < 30000 && !board->ready; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     REQUIRE(board->ready);
   }
   Receiver(const Receiver&) = delete;

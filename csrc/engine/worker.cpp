@@ -147,7 +147,7 @@ void Worker::run() {
     }
     busy |= poll_transports();
     for (const auto& [id, peer] : peers_) {
-      if (!peer->link) continue;
+      if (!peer->alive()) continue;
       if (const Status status = peer->link->lost(); !status.ok())
         lose(*peer, status.to_string());
       else

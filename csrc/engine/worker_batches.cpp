@@ -165,10 +165,13 @@ void Worker::completed(const Completion& completion) {
   // A batch given up reports why it was given up, whatever came of it at the other end.
   if (batch->stage == Batch::Stage::kCancelling && (status.ok() || status.code == Code::kCancelled))
     status = batch->refused;
-  // Whoever sees the batch fail with its peer must find the peer lost already; run() takes it down later in this turn.
+  // Whoever sees the batch fail with its peer must find the peer lost and its link down: lose() then completes it,
+  // still in this turn.
   PeerState& peer = *it->second;
-  if (status.code == Code::kPeerLost && peer.link)
-    if (const Status lost = peer.link->lost(); !lost.ok()) peer.mark_lost(lost.to_string());
+  if (status.code == Code::kPeerLost && peer.link && !peer.link->lost().ok()) {
+    batch->refused = status;
+    return;
+  }
   finish(peer, batch, status);
 }
 

@@ -160,7 +160,7 @@ void Worker::keep_alive(Clock::time_point now) {
 // The end of a peer: its link goes first, because only then does nothing read our sources or write our memory; whoever
 // sees the peer lost may use both for something else.
 void Worker::lose(PeerState& peer, const std::string& reason) {
-  if (!peer.link) return;  // alive() may have gone before the link: completed() marks a peer that its batch found lost
+  if (!peer.alive()) return;
   peer.link.reset();
   peer.mark_lost(reason);
   lost_.push_back(peer.id);
@@ -172,14 +172,15 @@ void Worker::lose(PeerState& peer, const std::string& reason) {
   peer.active.clear();
   for (const auto& batch : active) {
     const bool asked = batch->stage == Batch::Stage::kCancelling && batch->refused.code == Code::kCancelled;
+    const bool told = batch->refused.code == Code::kPeerLost;  // by the transport, with more to say
     finish(peer, batch,
-           asked ? batch->refused : Status{Code::kPeerLost, 0, "the peer was lost with the batch in flight"});
+           asked || told ? batch->refused : Status{Code::kPeerLost, 0, "the peer was lost with the batch in flight"});
   }
 }
 
 void Worker::on(Drop& drop) {
   PeerState& peer = *drop.peer;
-  if (peer.link && peers_.contains(peer.id)) {
+  if (peer.alive() && peers_.contains(peer.id)) {
     peer.control.enqueue(FrameType::kGoodbye, encode_refusal(Code::kPeerLost, drop.reason));
     (void)peer.control.flush();
     lose(peer, drop.reason);

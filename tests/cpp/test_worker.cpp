@@ -146,7 +146,7 @@ TEST_CASE("a batch is begun on its caller's thread when the worker is asleep, el
 }
 
 TEST_CASE("a batch that fails with its peer completes only after the peer is marked lost") {
-  // The worker polls `doomed`, which completes the batch, and then `slow`, which holds it up: whoever saw the batch
+  // The worker polls `doomed`, which fails the batch, and then `slow`, which holds it up: whoever saw the batch
   // complete now looks at the peer before the worker took its link down.
   FakeTransport doomed, slow;
   const auto batch = new_batch();

@@ -14,6 +14,7 @@ using namespace pdxfer;
 using namespace pdxfer::testing;
 using sys::DeviceInfo;
 using transport::rdma::choose_nics;
+using transport::rdma::gpu_place;
 using transport::rdma::NicChoice;
 
 namespace {
@@ -161,6 +162,72 @@ TEST_CASE("eight GPUs, eight NICs: each GPU has its own") {
   node1.numa_node = 1;
   CHECK(names(choose_nics(devices, node1, {})) == "mlx5_4 mlx5_5 mlx5_6 mlx5_7");
   CHECK(names(choose_nics(devices, {}, RdmaOptions::parse("devices=mlx5_11;mlx5_1:1"))) == "mlx5_1 mlx5_11");
+}
+
+// What a CUDA driver that orders GPUs in its own way lists: ordinal 0 is the machine's last GPU.
+std::vector<sys::Gpu> gpus_from_last_to_first() {
+  std::vector<sys::Gpu> gpus(8);
+  for (int ordinal = 0; ordinal < 8; ++ordinal) {
+    const std::string path = gpu_path(7 - ordinal);
+    gpus[static_cast<size_t>(ordinal)].ordinal = ordinal;
+    gpus[static_cast<size_t>(ordinal)].pci = path.substr(path.rfind('/') + 1);
+  }
+  return gpus;
+}
+
+TEST_CASE("the option gpu: the driver's ordinal, found by its PCI address, decides which ports are near") {
+  SysfsTree tree;
+  eight_nics(tree);
+  const auto devices = sys::list_rdma_devices(tree.root(), {});
+  std::vector<sys::Gpu> gpus = gpus_from_last_to_first();
+  const auto chosen = [&](const RdmaOptions& options) {
+    return choose_nics(devices, gpu_place(gpus, options, tree.root()), options);
+  };
+  for (int ordinal = 0; ordinal < 8; ++ordinal) {
+    CAPTURE(ordinal);
+    const NicChoice choice = chosen(RdmaOptions::parse("gpu=" + std::to_string(ordinal)));
+    CHECK(names(choice) == "mlx5_" + std::to_string(7 - ordinal));
+    CHECK(choice.nics.at(0).address.rail == 7 - ordinal);
+    CHECK(choice.nics.at(0).distance == sys::PciDistance{sys::PciLevel::kSwitch, 4});
+    CHECK(choice.nics.at(0).numa_node == (7 - ordinal) / 4);
+  }
+  // Without the option nothing is near; named ports are taken however far, the near one first.
+  CHECK(gpu_place(gpus, {}, tree.root()).path.empty());
+  CHECK(names(chosen({})) == "mlx5_0 mlx5_1 mlx5_2 mlx5_3 mlx5_4 mlx5_5 mlx5_6 mlx5_7");
+  const NicChoice named = chosen(RdmaOptions::parse("gpu=1,devices=mlx5_0;mlx5_5;mlx5_6"));  // GPU 6 of the machine
+  CHECK(names(named) == "mlx5_6 mlx5_5 mlx5_0");
+  REQUIRE(named.nics.size() == 3);
+  CHECK(named.nics[1].distance.level == sys::PciLevel::kNumaNode);
+  CHECK(named.nics[2].distance.level == sys::PciLevel::kSystem);
+  CHECK(named.nics[2].address.rail == 0);
+}
+
+TEST_CASE("the option gpu: a GPU without a NIC of its own takes its host bridge's, its NUMA node's, or any") {
+  SysfsTree tree;
+  eight_nics(tree);
+  const auto devices = sys::list_rdma_devices(tree.root(), {});
+  const auto near = [&](const std::string& path, int numa_node) {
+    if (!path.empty()) tree.pci(path, numa_node);
+    sys::Gpu gpu;
+    gpu.pci =
+        path.empty() ? "0000:ff:00.0" : path.substr(path.rfind('/') + 1);  // not in the tree: hidden by a container
+    const RdmaOptions options = RdmaOptions::parse("gpu=0");
+    return names(choose_nics(devices, gpu_place({&gpu, 1}, options, tree.root()), options));
+  };
+  CHECK(near("pci0000:30/0000:30:02.0/0000:38:00.0", 0) == "mlx5_2");
+  CHECK(near("pci0000:b0/0000:b0:01.0/0000:b1:00.0", 1) == "mlx5_4 mlx5_5 mlx5_6 mlx5_7");
+  CHECK(near("pci0000:b0/0000:b0:02.0/0000:b2:00.0", -1) == "mlx5_0 mlx5_1 mlx5_2 mlx5_3 mlx5_4 mlx5_5 mlx5_6 mlx5_7");
+  CHECK(near("", 0) == "mlx5_0 mlx5_1 mlx5_2 mlx5_3 mlx5_4 mlx5_5 mlx5_6 mlx5_7");
+}
+
+TEST_CASE("the option gpu: one that the driver does not list is an error that says what it lists") {
+  SysfsTree tree;
+  const std::vector<sys::Gpu> gpus = gpus_from_last_to_first();
+  const RdmaOptions options = RdmaOptions::parse("gpu=8");
+  CHECK_THROWS_WITH_AS(gpu_place(gpus, options, tree.root()),
+                       "rdma option gpu=8: the CUDA driver lists 8 GPU(s) to this process; run `pdxfer doctor`", Error);
+  CHECK_THROWS_WITH_AS(gpu_place({}, options, tree.root()),
+                       "rdma option gpu=8: the CUDA driver lists no GPU to this process; run `pdxfer doctor`", Error);
 }
 
 TEST_CASE("the NIC next to the GPU is dead: the next ones are taken, and why is said") {

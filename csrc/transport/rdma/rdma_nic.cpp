@@ -132,6 +132,17 @@ std::string port_trouble(const sys::DeviceInfo& device, const sys::PortInfo& por
   return "";
 }
 
+sys::PciPlace gpu_place(std::span<const sys::Gpu> gpus, const RdmaOptions& options,
+                        const std::filesystem::path& sysfs) {
+  if (options.gpu < 0) return {};
+  const auto gpu = std::ranges::find(gpus, options.gpu, &sys::Gpu::ordinal);
+  if (gpu == gpus.end())
+    throw Error(Code::kUnavailable, "rdma option gpu=" + std::to_string(options.gpu) + ": the CUDA driver lists " +
+                                        (gpus.empty() ? "no GPU" : std::to_string(gpus.size()) + " GPU(s)") +
+                                        " to this process; run `pdxfer doctor`");
+  return sys::pci_place(sysfs / "bus/pci/devices" / gpu->pci);
+}
+
 NicChoice choose_nics(std::span<const sys::DeviceInfo> devices, const sys::PciPlace& near, const RdmaOptions& options) {
   check_names(devices, options);
   NicChoice choice;

@@ -1,8 +1,10 @@
-// Which of this machine's RDMA ports to use, and what a peer is told of each. Pure functions on plain structs, called
-// at set-up on any thread and by doctor; own nothing. Pairing with the peer's ports: rdma_gid.hpp.
+// Which of this machine's RDMA ports to use, and what a peer is told of each. Functions on plain structs (and on
+// links below a sysfs root that tests replace), called at set-up on any thread and by doctor; own nothing. Pairing with
+// the peer's ports: rdma_gid.hpp.
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "core/rdma_options.hpp"
 #include "core/types.hpp"
 #include "sys/rdma_devices.hpp"
+#include "sys/topology.hpp"
 
 namespace pdxfer::transport::rdma {
 
@@ -45,6 +48,10 @@ struct NicChoice {
 
 // Why this port cannot be used; empty: it can. Names the port, the state and what to do.
 std::string port_trouble(const sys::DeviceInfo& device, const sys::PortInfo& port, const RdmaOptions& options);
+
+// Where the GPU of the option `gpu` hangs; an empty place without the option, or when `sysfs` does not show the GPU.
+// `gpus`: what the CUDA driver lists. Throws Error(kUnavailable) when the option names none of them.
+sys::PciPlace gpu_place(std::span<const sys::Gpu> gpus, const RdmaOptions& options, const std::filesystem::path& sysfs);
 
 // `near`: the GPU's or the memory's place; an empty one: every usable port of sufficient rate. Named devices
 // (options.devices) are taken however far they are. Throws Error(kInvalid) when a named device does not exist.

@@ -21,20 +21,10 @@ constexpr size_t kMostHello = 64 << 10;
 constexpr auto kProbePatience = std::chrono::milliseconds(2000);  // at least, while the peer's process is busy
 constexpr auto kTurn = std::chrono::microseconds(100);
 
-// Where the GPU of the option `gpu` hangs; without the option, nowhere: host memory takes every fast port.
-sys::PciPlace place_of(const RdmaOptions& options) {
-  if (options.gpu < 0) return {};
-  const std::vector<sys::Gpu> gpus = sys::list_gpus();
-  const auto gpu = std::ranges::find(gpus, options.gpu, &sys::Gpu::ordinal);
-  if (gpu == gpus.end())
-    throw Error(Code::kUnavailable, "rdma option gpu=" + std::to_string(options.gpu) + ": the CUDA driver lists " +
-                                        (gpus.empty() ? "no GPU" : std::to_string(gpus.size()) + " GPU(s)") +
-                                        " to this process; run `pdxfer doctor`");
-  return sys::pci_place("/sys/bus/pci/devices/" + gpu->pci);
-}
-
 std::vector<Nic> choose(std::span<const sys::DeviceInfo> devices, const RdmaOptions& options) {
-  NicChoice choice = choose_nics(devices, place_of(options), options);
+  std::vector<sys::Gpu> gpus;
+  if (options.gpu >= 0) gpus = sys::list_gpus();
+  NicChoice choice = choose_nics(devices, gpu_place(gpus, options, "/sys"), options);
   if (choice.nics.empty()) throw Error(Code::kUnavailable, "rdma: no port can be used: " + describe_refusals(choice));
   return std::move(choice.nics);
 }

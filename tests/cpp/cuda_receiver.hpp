@@ -1,5 +1,5 @@
-// A receiver in a process of its own, over the fake CUDA driver, and what its tests send from: for the tests of
-// cuda_ipc between two processes. The receiver compares what arrived in its two regions.
+// A receiver in a process of its own, over the fake CUDA driver, and a sender in the test's: for the tests of cuda_ipc
+// between two processes. The receiver compares what arrived in its two regions.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -71,6 +71,11 @@ struct Receiver {
     ::waitpid(pid, nullptr, 0);
     ::munmap(board, sizeof(Board));
   }
+  // Bytes that differ between the two regions, once both have arrived; -1: they did not in time.
+  int wrong() const {
+    for (int i = 0; i < 8000 && board->wrong < 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return board->wrong;
+  }
   Board* board;
   pid_t pid = 0;
 };
@@ -97,6 +102,32 @@ struct Source {
   Source(const Source&) = delete;
   ~Source() { fake_cuda::release(memory); }
   std::byte* memory;
+};
+
+// An engine with one region on device 0, connected to a receiver.
+struct Sender {
+  explicit Sender(const Receiver& to, const Config& with = config())
+      : engine(with),
+        mine(engine.register_memory({source.memory, kPool, 0}).id),
+        peer(engine.connect(to.board->address, std::chrono::seconds(8))) {}
+
+  std::shared_ptr<engine::Batch> submit(RegionId to, uint64_t page, uint64_t tag) {
+    return engine.submit(peer, whole(mine, to, page), tag, {});
+  }
+  Status move(RegionId to, uint64_t page, uint64_t tag) { return finish(submit(to, page, tag)); }
+  // Does explain() say so? Its text is made anew with every heartbeat.
+  bool said(const char* what) {
+    for (int i = 0; i < 8000; ++i) {
+      if (engine.peer(peer)->link_text().find(what) != std::string::npos) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return false;
+  }
+
+  const Source source;
+  engine::Engine engine;
+  const RegionId mine;
+  const PeerId peer;
 };
 
 }  // namespace cuda_processes

@@ -10,20 +10,15 @@ namespace cuda_processes {
 TEST_CASE("memory of another process, by handle and by pieces, and no mapping left behind") {
   Receiver receiver;
   fake_cuda::install();
-  Source source;
   {
-    engine::Engine engine(config());
-    const RegionId mine = engine.register_memory({source.memory, kPool, 0}).id;
-    const PeerId peer = engine.connect(receiver.board->address, std::chrono::seconds(8));
-    const Status plain = finish(engine.submit(peer, whole(mine, receiver.board->plain, 1024), 1, {}));
+    Sender sender(receiver);
+    const Status plain = sender.move(receiver.board->plain, 1024, 1);
     CHECK_MESSAGE(plain.ok(), plain.to_string());
-    const Status pieces = finish(engine.submit(peer, whole(mine, receiver.board->pieces, 4096), 2, {}));
+    const Status pieces = sender.move(receiver.board->pieces, 4096, 2);
     CHECK_MESSAGE(pieces.ok(), pieces.to_string());
     CHECK(fake_cuda::mappings() == 4);  // an allocation and three pieces
-    for (int i = 0; i < 8000 && receiver.board->wrong < 0; ++i)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    CHECK(receiver.board->wrong == 0);
-    engine.disconnect(peer);
+    CHECK(receiver.wrong() == 0);
+    sender.engine.disconnect(sender.peer);
   }
   CHECK(fake_cuda::mappings() == 0);
 }
@@ -32,12 +27,9 @@ TEST_CASE("a killed receiver is a lost peer within a second") {
   Receiver receiver;
   fake_cuda::install();
   fake_cuda::set_delay_us(2000);
-  Source source;
-  engine::Engine engine(config());
-  const RegionId mine = engine.register_memory({source.memory, kPool, 0}).id;
-  const PeerId peer = engine.connect(receiver.board->address, std::chrono::seconds(8));
+  Sender sender(receiver);
   ::kill(receiver.pid, SIGSTOP);  // it acknowledges nothing
-  const auto batch = engine.submit(peer, whole(mine, receiver.board->plain, 1024), 1, {});
+  const auto batch = sender.submit(receiver.board->plain, 1024, 1);
   const auto killed = Clock::now();
   ::kill(receiver.pid, SIGKILL);
   CHECK(finish(batch).code == Code::kPeerLost);
@@ -49,14 +41,9 @@ TEST_CASE("with path=map, memory that cannot be mapped is refused with the reaso
   Receiver receiver;
   fake_cuda::install();
   fake_cuda::refuse_mapping(true);
-  Source source;
-  engine::Engine engine(config("path=map"));
-  const RegionId mine = engine.register_memory({source.memory, kPool, 0}).id;
-  const PeerId peer = engine.connect(receiver.board->address, std::chrono::seconds(8));
-  CHECK(finish(engine.submit(peer, whole(mine, receiver.board->plain, 1024), 1, {})).code == Code::kUnavailable);
-  for (int i = 0; i < 8000 && engine.peer(peer)->link_text().empty(); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  CHECK(engine.peer(peer)->link_text().find("cuIpcOpenMemHandle") != std::string::npos);
+  Sender sender(receiver, config("path=map"));
+  CHECK(sender.move(receiver.board->plain, 1024, 1).code == Code::kUnavailable);
+  CHECK(sender.said("cuIpcOpenMemHandle"));
   fake_cuda::refuse_mapping(false);
 }
 

@@ -13,29 +13,17 @@ TEST_CASE("memory that cannot be mapped arrives through shared slots, and explai
   Receiver receiver;
   fake_cuda::install();
   fake_cuda::refuse_mapping(true);
-  Source source;
   {
-    engine::Engine engine(config());
-    const RegionId mine = engine.register_memory({source.memory, kPool, 0}).id;
-    const PeerId peer = engine.connect(receiver.board->address, std::chrono::seconds(8));
-    const Status plain = finish(engine.submit(peer, whole(mine, receiver.board->plain, 1024), 1, {}));
+    Sender sender(receiver);
+    const Status plain = sender.move(receiver.board->plain, 1024, 1);
     CHECK_MESSAGE(plain.ok(), plain.to_string());
-    const Status pieces = finish(engine.submit(peer, whole(mine, receiver.board->pieces, 4096), 2, {}));
+    const Status pieces = sender.move(receiver.board->pieces, 4096, 2);
     CHECK_MESSAGE(pieces.ok(), pieces.to_string());
-    for (int i = 0; i < 8000 && receiver.board->wrong < 0; ++i)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    CHECK(receiver.board->wrong == 0);
+    CHECK(receiver.wrong() == 0);
     CHECK(fake_cuda::mappings() == 0);
-    const auto said = [&](const char* what) {
-      for (int i = 0; i < 8000; ++i) {  // the text is made anew with every heartbeat
-        if (engine.peer(peer)->link_text().find(what) != std::string::npos) return true;
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      return false;
-    };
-    CHECK(said("staged through pinned host memory: 2 regions"));
-    CHECK(said("cuIpcOpenMemHandle"));
-    CHECK(said("8 MiB sent in shared slots"));
+    CHECK(sender.said("staged through pinned host memory: 2 regions"));
+    CHECK(sender.said("cuIpcOpenMemHandle"));
+    CHECK(sender.said("8 MiB sent in shared slots"));
   }
   fake_cuda::refuse_mapping(false);
 }
@@ -43,44 +31,35 @@ TEST_CASE("memory that cannot be mapped arrives through shared slots, and explai
 TEST_CASE("host memory goes to device memory of a peer, staged, while device memory is mapped") {
   Receiver receiver;
   fake_cuda::install();
-  Source source;
-  std::vector<std::byte> host(source.memory, source.memory + kPool);
-  engine::Engine engine(config());
-  const RegionId mine = engine.register_memory({source.memory, kPool, 0}).id;
-  const RegionId from_host = engine.register_memory({host.data(), kPool, kHost}).id;
-  const PeerId peer = engine.connect(receiver.board->address, std::chrono::seconds(8));
+  Sender sender(receiver);
+  std::vector<std::byte> host(sender.source.memory, sender.source.memory + kPool);
+  const RegionId from_host = sender.engine.register_memory({host.data(), kPool, kHost}).id;
   const auto plan = whole(from_host, receiver.board->plain, 1024);
-  plan->copies.push_back(whole(mine, receiver.board->pieces, 4096)->copies[0]);
+  plan->copies.push_back(whole(sender.mine, receiver.board->pieces, 4096)->copies[0]);
   for (const uint64_t tag : {1, 2}) {
-    const Status status = finish(engine.submit(peer, plan, tag, {}));
+    const Status status = finish(sender.engine.submit(sender.peer, plan, tag, {}));
     CHECK_MESSAGE(status.ok(), status.to_string());
   }
-  for (int i = 0; i < 8000 && receiver.board->wrong < 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  CHECK(receiver.board->wrong == 0);
+  CHECK(receiver.wrong() == 0);
   CHECK(fake_cuda::mappings() == 4);
+  sender.engine.close();  // before `host` goes
 }
 
 TEST_CASE("a receiver killed with slots in its hands is a lost peer, and the next one is served") {
   fake_cuda::install();
-  Source source;
-  {
-    Receiver receiver(config("path=staging")), next(config("path=staging"));  // both before this process has threads
-    fake_cuda::set_delay_us(2000);
-    engine::Engine engine(config("path=staging"));
-    const RegionId mine = engine.register_memory({source.memory, kPool, 0}).id;
-    const PeerId peer = engine.connect(receiver.board->address, std::chrono::seconds(8));
-    CHECK(finish(engine.submit(peer, whole(mine, receiver.board->plain, 1024), 1, {})).ok());
-    ::kill(receiver.pid, SIGSTOP);  // it gives no slot back
-    std::vector<std::shared_ptr<engine::Batch>> batches;
-    for (uint64_t tag = 2; tag < 10; ++tag)
-      batches.push_back(engine.submit(peer, whole(mine, receiver.board->pieces, 1024), tag, {}));
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    ::kill(receiver.pid, SIGKILL);
-    for (const auto& batch : batches) CHECK(finish(batch).code == Code::kPeerLost);
-    fake_cuda::set_delay_us(0);
-    const PeerId second = engine.connect(next.board->address, std::chrono::seconds(8));
-    CHECK(finish(engine.submit(second, whole(mine, next.board->plain, 1024), 20, {})).ok());
-  }
+  Receiver receiver(config("path=staging")), next(config("path=staging"));  // both before this process has threads
+  fake_cuda::set_delay_us(2000);
+  Sender sender(receiver, config("path=staging"));
+  CHECK(sender.move(receiver.board->plain, 1024, 1).ok());
+  ::kill(receiver.pid, SIGSTOP);  // it gives no slot back
+  std::vector<std::shared_ptr<engine::Batch>> batches;
+  for (uint64_t tag = 2; tag < 10; ++tag) batches.push_back(sender.submit(receiver.board->pieces, 1024, tag));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  ::kill(receiver.pid, SIGKILL);
+  for (const auto& batch : batches) CHECK(finish(batch).code == Code::kPeerLost);
+  fake_cuda::set_delay_us(0);
+  const PeerId second = sender.engine.connect(next.board->address, std::chrono::seconds(8));
+  CHECK(finish(sender.engine.submit(second, whole(sender.mine, next.board->plain, 1024), 20, {})).ok());
 }
 
 namespace {

@@ -2,10 +2,8 @@
 // slot to be had closes the link, what does not belong lands nowhere, and a slot always comes back.
 #include <sys/socket.h>
 
-#include "conformance.hpp"
+#include "frame_sender.hpp"
 #include "sys/mapping.hpp"
-#include "sys/socket.hpp"
-#include "transport/stream/frame.hpp"
 #include "transport/stream/socket_channel.hpp"
 #include "transport/stream/stream_hub.hpp"
 
@@ -21,7 +19,7 @@ SlotRingEnd ring_end(uint64_t bytes, uint32_t slots) {
 }
 
 // A hub with one region of host memory and one peer, whose other end is this test.
-struct Victim {
+struct Victim : FrameSender {
   explicit Victim(bool with_ring = true) : memory(1, 256 << 10, 5) {
     Context context;
     context.copy = host_copy;
@@ -39,21 +37,7 @@ struct Victim {
     peer = hub->make_peer(3, std::move(channels), "", std::move(ring));
   }
 
-  void send(const void* data, size_t bytes) {
-    sys::send_exact(socket.get(), {static_cast<const std::byte*>(data), bytes}, Clock::now() + kPatience);
-  }
-  void send(const FrameHeader& header) { send(&header, sizeof header); }
-  void plan(BatchId batch) {  // 64 slots of 1 KiB from the region's beginning on
-    const WirePair pair{1, 0, 0, 1024, 1024};
-    const WireRun run{0, 64};
-    FrameHeader h;
-    h.batch = batch;
-    h.words[0] = h.words[1] = 1;
-    h.body = sizeof pair + sizeof run;
-    send(h);
-    send(&pair, sizeof pair);
-    send(&run, sizeof run);
-  }
+  void plan(BatchId batch) { FrameSender::plan(batch, {{1, 0, 0, 1024, 1024}}, {{0, 64}}); }  // 64 KiB from the start
   void slot(BatchId batch, uint32_t at_slot, uint32_t number, uint64_t bytes) {
     FrameHeader h;
     h.type = FrameType::kSlot;
@@ -62,19 +46,6 @@ struct Victim {
     h.tag = uint64_t{number} << 32 | bytes;
     send(h);
   }
-  void end(BatchId batch, uint64_t bytes) {
-    FrameHeader h;
-    h.type = FrameType::kEnd;
-    h.batch = batch;
-    h.words[1] = 1;
-    h.count = bytes;
-    send(h);
-  }
-  FrameHeader hear() {
-    FrameHeader h;
-    sys::recv_exact(socket.get(), {reinterpret_cast<std::byte*>(&h), sizeof h}, Clock::now() + kPatience);
-    return h;
-  }
   bool lost() {
     const auto deadline = Clock::now() + kPatience;
     while (peer->lost().ok() && Clock::now() < deadline) std::this_thread::sleep_for(std::chrono::microseconds(100));
@@ -82,7 +53,6 @@ struct Victim {
   }
 
   Memory memory;
-  sys::UniqueFd socket;
   sys::Mapping slots;  // the ring that this test fills
   std::unique_ptr<StreamHub> hub;
   std::unique_ptr<transport::Peer> peer;
@@ -96,7 +66,7 @@ TEST_CASE("a slot's bytes land where the plan says, and the slot comes back befo
   std::memcpy(victim.memory.expected_data() + 3 * 1024, victim.slots.data() + 2 * kSlotBytes, 2048);
   victim.plan(9);
   victim.slot(9, 3, 2, 2048);
-  victim.end(9, 2048);
+  victim.finish(9, 2048);
   const FrameHeader credit = victim.hear();
   CHECK(credit.type == FrameType::kCredit);
   CHECK(credit.tag == 2);
@@ -111,7 +81,7 @@ TEST_CASE("a slot that runs beyond its plan fails its batch alone, and still com
   Victim victim;
   victim.plan(9);
   victim.slot(9, 64, 1, 1024);  // no such slot in the run
-  victim.end(9, 1024);
+  victim.finish(9, 1024);
   CHECK(victim.hear().type == FrameType::kCredit);
   const FrameHeader ack = victim.hear();
   CHECK(ack.words[0] == static_cast<uint32_t>(Code::kInvalid));
@@ -120,7 +90,7 @@ TEST_CASE("a slot that runs beyond its plan fails its batch alone, and still com
   std::memcpy(victim.memory.expected_data() + 63 * 1024, victim.slots.data(), 1024);
   victim.plan(10);
   victim.slot(10, 63, 0, 4096);  // longer than the rest of its copy: what belongs may land, the batch fails
-  victim.end(10, 4096);
+  victim.finish(10, 4096);
   CHECK(victim.hear().type == FrameType::kCredit);
   CHECK(victim.hear().words[1] == static_cast<uint32_t>(Refusal::kChunk));
   CHECK(victim.memory.as_expected());

@@ -1,9 +1,7 @@
 // What the stream protocol does with a peer that holds a valid token and then misbehaves: every frame here is made by
 // hand and sent over a bare socket. Memory outside what a valid plan names is never touched, other links go on.
-#include "conformance.hpp"
-#include "sys/socket.hpp"
+#include "frame_sender.hpp"
 #include "sys/token_listener.hpp"
-#include "transport/stream/frame.hpp"
 #include "transport/tcp/tcp_transport.hpp"
 
 namespace {
@@ -14,7 +12,7 @@ using namespace pdxfer::transport::stream;
 const Factory kTcp = [](Context c) { return transport::make_tcp(std::move(c)); };
 
 // A bare socket in the place of a peer's only stream, and the end that takes it for a peer.
-struct Attack {
+struct Attack : FrameSender {
   explicit Attack(End& victim) : end(victim) {
     static uint8_t number = 100;
     Link link;
@@ -25,29 +23,15 @@ struct Attack {
     auto accepting = std::async(std::launch::async, [&] { return end.transport->connect(link); });
     const Bytes address = end.transport->address();
     const auto port = static_cast<uint16_t>(std::to_integer<int>(address[1]) | std::to_integer<int>(address[2]) << 8);
-    fd = sys::connect_to("127.0.0.1", port, link.deadline);
+    socket = sys::connect_to("127.0.0.1", port, link.deadline);
     sys::Token token;
     std::copy(std::begin(link.token), std::end(link.token), token.begin());
-    sys::send_preamble(fd.get(), token, 1u << 16, link.deadline);
+    sys::send_preamble(socket.get(), token, 1u << 16, link.deadline);
     std::byte welcome[4];
-    sys::recv_exact(fd.get(), welcome, link.deadline);
+    sys::recv_exact(socket.get(), welcome, link.deadline);
     peer = accepting.get();
   }
 
-  void send(const void* data, size_t bytes) {
-    sys::send_exact(fd.get(), {static_cast<const std::byte*>(data), bytes}, Clock::now() + kPatience);
-  }
-  void send(const FrameHeader& header) { send(&header, sizeof header); }
-  void plan(BatchId batch, std::vector<WirePair> pairs, std::vector<WireRun> runs) {
-    FrameHeader h;
-    h.batch = batch;
-    h.words[0] = static_cast<uint32_t>(pairs.size());
-    h.words[1] = static_cast<uint32_t>(runs.size());
-    h.body = pairs.size() * sizeof(WirePair) + runs.size() * sizeof(WireRun);
-    send(h);
-    send(pairs.data(), pairs.size() * sizeof(WirePair));
-    send(runs.data(), runs.size() * sizeof(WireRun));
-  }
   void chunk(BatchId batch, Cursor cursor, uint64_t bytes) {
     FrameHeader h;
     h.type = FrameType::kChunk;
@@ -61,21 +45,6 @@ struct Attack {
     const Bytes payload(bytes, std::byte{0xab});
     send(payload.data(), payload.size());
   }
-  void finish(BatchId batch, uint64_t bytes) {
-    FrameHeader h;
-    h.type = FrameType::kEnd;
-    h.batch = batch;
-    h.words[1] = 1;
-    h.count = bytes;
-    h.flags = kTagged;
-    h.tag = batch;
-    send(h);
-  }
-  FrameHeader answer() {
-    FrameHeader h;
-    sys::recv_exact(fd.get(), {reinterpret_cast<std::byte*>(&h), sizeof h}, Clock::now() + kPatience);
-    return h;
-  }
   // Did the victim close the link, with a reason that contains `why`?
   bool dies(const std::string& why) {
     const auto deadline = Clock::now() + kPatience;
@@ -88,7 +57,6 @@ struct Attack {
   }
 
   End& end;
-  sys::UniqueFd fd;
   std::unique_ptr<transport::Peer> peer;
 };
 
@@ -103,7 +71,7 @@ TEST_CASE("a batch made by hand arrives") {
   attack.plan(1, {kGoodPair}, {{3, 2}});
   attack.chunk(1, {}, 2048);
   attack.finish(1, 2048);
-  CHECK(attack.answer().words[0] == 0);
+  CHECK(attack.hear().words[0] == 0);
   std::fill_n(dst.expected_data() + 3 * 1024, 2048, std::byte{0xab});
   CHECK(dst.as_expected());
 }
@@ -134,7 +102,7 @@ TEST_CASE("a bad plan or chunk fails its batch, touches nothing, and the link go
     attack.plan(batch, {b_.pair}, {b_.run});
     attack.chunk(batch, {}, 1024);
     attack.finish(batch, 1024);
-    const FrameHeader ack = attack.answer();
+    const FrameHeader ack = attack.hear();
     CHECK(ack.batch == batch);
     CHECK(ack.words[0] == static_cast<uint32_t>(Code::kInvalid));
   }
@@ -143,17 +111,17 @@ TEST_CASE("a bad plan or chunk fails its batch, touches nothing, and the link go
     attack.plan(++batch, {kGoodPair}, {{0, 1}});
     attack.chunk(batch, cursor, 1024);
     attack.finish(batch, 1024);
-    CHECK(attack.answer().words[0] == static_cast<uint32_t>(Code::kInvalid));
+    CHECK(attack.hear().words[0] == static_cast<uint32_t>(Code::kInvalid));
   }
   CHECK(dst.as_expected());
   attack.plan(++batch, {kGoodPair}, {{5, 1}});
   attack.chunk(batch, {}, 300000);  // longer than its copy: what fits lands, the rest is thrown away
   attack.finish(batch, 300000);
-  CHECK(attack.answer().words[1] == static_cast<uint32_t>(Refusal::kChunk));
+  CHECK(attack.hear().words[1] == static_cast<uint32_t>(Refusal::kChunk));
   attack.plan(++batch, {kGoodPair}, {{5, 1}});
   attack.chunk(batch, {}, 1024);
   attack.finish(batch, 1023);
-  CHECK(attack.answer().words[1] == static_cast<uint32_t>(Refusal::kCount));
+  CHECK(attack.hear().words[1] == static_cast<uint32_t>(Refusal::kCount));
   std::fill_n(dst.expected_data() + 5 * 1024, 1024, std::byte{0xab});
   CHECK(dst.as_expected());
   CHECK(attack.peer->lost().ok());
@@ -201,7 +169,7 @@ TEST_CASE("a malformed frame ends its link and no other") {
   {
     Attack truncated(b);
     truncated.send("PDXS", 4);
-    truncated.fd.reset();
+    truncated.socket.reset();
     CHECK(truncated.dies("closed"));
   }
   {
@@ -212,7 +180,7 @@ TEST_CASE("a malformed frame ends its link and no other") {
     h.words[1] = kMaxRuns;
     h.body = sizeof(WirePair) + uint64_t{kMaxRuns} * sizeof(WireRun);
     empty_promise.send(h);
-    empty_promise.fd.reset();
+    empty_promise.socket.reset();
     CHECK(empty_promise.dies("closed"));
   }
   batches.push_back(std::make_unique<Batch>(*pair.ab, 70, plan_of(whole_copy(src, dst, 1024)), 70));
@@ -278,7 +246,7 @@ TEST_CASE("mutated conversations touch nothing but what a valid plan names") {
     } catch (const Error& error) {
       CHECK(error.code() == Code::kPeerLost);  // it closed the link already
     }
-    attack.fd.reset();
+    attack.socket.reset();
     CHECK(attack.dies(""));
     CHECK(other.as_expected());
     CHECK(std::equal(dst.expected.begin(), dst.expected.begin() + kGuard, dst.data() - kGuard));

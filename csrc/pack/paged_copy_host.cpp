@@ -17,13 +17,14 @@ namespace pdxfer::pack {
 namespace {
 
 // Measured (docs/design/plan.md): a prefetch of about 4 KiB ahead, a line for every line copied. Hardware prefetchers
-// stop at page borders and know nothing of the next page.
-constexpr size_t kPiece = 1024;
+// stop at page borders and know nothing of the next page. Pieces shorter than a page keep them from starting at all.
+constexpr size_t kPiece = 4096;
 constexpr size_t kLongestPiece = kPiece + kPiece / 2;
-constexpr size_t kAhead = 4096;    // bytes prefetched and not yet copied
-constexpr size_t kMostAhead = 32;  // pieces in that distance at most
-constexpr size_t kBatch = 16;      // pieces cut, then copied: long turns leave the memory idle meanwhile
-constexpr size_t kList = 256;      // pieces
+constexpr size_t kHeadFirst = 2049;  // pieces from this on have their first line prefetched as soon as they are cut
+constexpr size_t kAhead = 4096;      // bytes prefetched and not yet copied
+constexpr size_t kMostAhead = 32;    // pieces in that distance at most
+constexpr size_t kBatch = 16;        // pieces cut, then copied: long turns leave the memory idle meanwhile
+constexpr size_t kList = 256;        // pieces
 constexpr size_t kLine = 64;
 constexpr uint64_t kStreaming = 1 << 20;  // copies up to this stay in the cache, where their reader finds them
 constexpr uint64_t kShared = 4 << 20;     // waking helpers costs more than they save on less than this
@@ -63,6 +64,10 @@ class Pieces {
   uint64_t left() const noexcept { return left_; }
 
  private:
+  // The walk of the page tables for a page, and whatever the hardware makes of its first line, long before the rest is
+  // prefetched. (For short pieces it is one more line out of order, and costs more than it gives.)
+  static void prefetch_head(const std::byte* at) noexcept { __builtin_prefetch(at, 0, 0); }
+
   // Whole extents that are no longer than a piece.
   bool cut_small(size_t most) noexcept {
     if (rest_.bytes != 0 || at_end(copy_, cursor_)) return false;
@@ -71,6 +76,7 @@ class Pieces {
     Piece* to = list_.data() + end_;
     uint64_t bytes = 0;
     take_small_extents(copy_, cursor_, left_, kLongestPiece, most, [&](uint64_t from, uint64_t at, uint64_t n) {
+      if (n >= kHeadFirst) prefetch_head(src + from);
       *to++ = {dst + at, src + from, n};
       bytes += n;
     });
@@ -93,6 +99,7 @@ class Pieces {
     // is taken whole.
     const size_t bytes =
         rest_.bytes <= kLongestPiece ? rest_.bytes : kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kLine;
+    if (bytes >= kHeadFirst) prefetch_head(rest_.src);
     list_[end_++] = {rest_.dst, rest_.src, bytes};
     ahead_ += bytes;
     rest_ = {rest_.dst + bytes, rest_.src + bytes, rest_.bytes - bytes};

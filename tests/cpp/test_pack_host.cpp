@@ -158,7 +158,7 @@ TEST_CASE("pairs of very different page sizes are copied one after the other") {
   std::mt19937 random(7);
   Bench bench;
   uint64_t at = 16;
-  for (const uint64_t slot_bytes : {64u, 1536u, 24u, 70000u, 8u, 1025u, 4096u}) {
+  for (const uint64_t slot_bytes : {64u, 6144u, 24u, 70000u, 8u, 2049u, 4096u, 6145u, 1025u}) {
     bench.copy.pairs.push_back({1, 1, at, at, slot_bytes, slot_bytes, slot_bytes});
     at += 150 * slot_bytes;
   }

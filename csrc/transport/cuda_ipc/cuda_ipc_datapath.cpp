@@ -248,16 +248,10 @@ bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   if (tail.size() > core_->context.limits.max_tail_bytes)
     return fail(id, batch, {Code::kInvalid, 0, "tail larger than the limit"}), true;
   if (batch.staged == Half::kOpen || batch.staged == Half::kEnded) return notify_staged(id, batch, tag, tail);
-  if (!over(batch.last) || !outbox_.empty()) return false;
+  if (!over(batch.last)) return false;
   if (batch.failing) return true;  // what over() found
-  Header header;
-  header.type = Type::kEnd;
-  header.batch = id;
-  header.tag = tag.value_or(0);
-  header.tagged = tag.has_value();
-  const iovec parts[] = {{&header, sizeof header}, {const_cast<std::byte*>(tail.data()), tail.size()}};
-  const int error = sys::send_message(connection_.socket.get(), parts);
-  if (error == EAGAIN || error == ENOBUFS) return false;  // the poll thread wakes the worker when there is room
+  const int error = outbox_.offer(local::end_of(Type::kEnd, id, tag), tail);
+  if (error == EAGAIN) return false;  // the poll thread wakes the worker when there is room
   if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"}), true;
   batch.ended = true;
   hot_until_ = Clock::now() + kHotTime;

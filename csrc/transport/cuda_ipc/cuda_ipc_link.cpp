@@ -13,7 +13,6 @@
 namespace pdxfer::transport::cuda_ipc {
 namespace {
 
-constexpr size_t kMaxLetters = 1 << 16;   // unsent answers after which the other end counts as hung
 constexpr size_t kPiecesPerMessage = 64;  // descriptors
 
 void* poller_name(uint64_t number, bool process) {
@@ -23,7 +22,7 @@ void* poller_name(uint64_t number, bool process) {
 }  // namespace
 
 CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub)
-    : core_(std::move(core)), peer_(peer), connection_(std::move(connection)) {
+    : core_(std::move(core)), peer_(peer), connection_(std::move(connection)), outbox_(connection_.socket.get()) {
   inbox_.resize(sizeof(Header) + std::max<uint64_t>(core_->context.limits.max_tail_bytes, 1 << 16));
   int ordinal = kHost;
   {
@@ -101,28 +100,13 @@ void CudaLink::device_failed(Status why) {
     if (batch.mapped) fail(id, batch, why);
 }
 
-void CudaLink::post(const Header& header, ByteView body, std::vector<int> fds) {
+void CudaLink::post(const Header& header, std::vector<int> fds) {
   if (!lost_.ok()) return;
-  outbox_.push_back({header, Bytes(body.begin(), body.end()), std::move(fds)});
-  if (outbox_.size() > kMaxLetters) return lose({Code::kPeerLost, 0, "the peer does not read its messages"});
-  flush();
+  if (const Status s = outbox_.post(header, {}, std::move(fds)); !s.ok()) lose(s);
 }
 
 void CudaLink::flush() {
-  while (!outbox_.empty() && lost_.ok()) {
-    Letter& letter = outbox_.front();
-    const iovec parts[] = {{&letter.header, sizeof letter.header}, {letter.body.data(), letter.body.size()}};
-    const int error = sys::send_message(connection_.socket.get(), parts, letter.fds);
-    if (error == EAGAIN || error == ENOBUFS) return;  // the next EPOLLOUT tries again
-    if (!letter.fds.empty() && (error == ETOOMANYREFS || error == EMFILE || error == EBADF)) {
-      letter.fds.clear();
-      letter.header.code = static_cast<int32_t>(Code::kUnavailable);
-      letter.header.native = error;
-      continue;
-    }
-    if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"});
-    outbox_.pop_front();
-  }
+  if (const Status s = outbox_.flush(); !s.ok()) lose(s);
 }
 
 void CudaLink::receive() {
@@ -186,15 +170,7 @@ void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::Uniq
 
 void CudaLink::handle_end(const Header& header, ByteView tail) {
   hot_until_ = Clock::now() + kHotTime;
-  if (header.tagged) {
-    Completion arrived;
-    arrived.kind = Completion::Kind::kArrived;
-    arrived.peer = peer_;
-    arrived.batch = header.batch;
-    arrived.tag = header.tag;
-    arrived.tail.assign(tail.begin(), tail.end());
-    complete(std::move(arrived));
-  }
+  if (header.tagged) complete(local::arrival(peer_, header, tail));
   Header ack;
   ack.type = Type::kAck;
   ack.batch = header.batch;
@@ -294,7 +270,7 @@ void CudaLink::handle_want(RegionId region, uint64_t from) {
   answer.type = Type::kPieces;
   answer.region = region;
   answer.batch = from;
-  std::vector<int> fds;
+  std::vector<int> fds;  // of ExportedRegion, which outlives the letter: see deregister_memory
   {
     const std::lock_guard lock(core_->regions_mutex);
     const auto found = core_->regions.find(region);
@@ -304,7 +280,7 @@ void CudaLink::handle_want(RegionId region, uint64_t from) {
       for (size_t i = from; i < found->second.pieces.size() && fds.size() < kPiecesPerMessage; ++i)
         fds.push_back(found->second.pieces[i].get());
   }
-  post(answer, {}, std::move(fds));
+  post(answer, std::move(fds));
 }
 
 void CudaLink::handle_pieces(const Header& header, std::vector<sys::UniqueFd>& fds) {

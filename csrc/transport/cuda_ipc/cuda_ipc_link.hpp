@@ -108,11 +108,6 @@ class CudaLink {
     DeviceTicket last = 0;  // its latest piece
     std::vector<Prepared> copies;
   };
-  struct Letter {
-    Header header;
-    Bytes body;
-    std::vector<int> fds;  // of ExportedRegion, which lives while the region is registered
-  };
 
   Status prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor, bool& ready);
   Route choose_route(const PagedCopy& copy) const;
@@ -128,7 +123,7 @@ class CudaLink {
   void complete(Completion completion);
   void lose(Status why);
   void device_failed(Status why);
-  void post(const Header& header, ByteView body = {}, std::vector<int> fds = {});
+  void post(const Header& header, std::vector<int> fds = {});  // now or, when the socket is full, by who polls
   void flush();
   void handle(const Header& header, ByteView body, std::vector<sys::UniqueFd>& fds);
   void handle_want(RegionId region, uint64_t from);
@@ -159,7 +154,7 @@ class CudaLink {
   std::unordered_map<BatchId, Batch> batches_;
   std::deque<Completion> ready_;
   std::atomic<size_t> ready_count_{0};
-  std::deque<Letter> outbox_;  // what the socket had no room for
+  local::Outbox<Type> outbox_;
   Clock::time_point hot_until_{};
   Status lost_, broken_;  // broken_: the device failed
   Bytes inbox_;

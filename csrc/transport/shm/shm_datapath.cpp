@@ -173,15 +173,8 @@ bool ShmLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   if (!lost_.ok()) return finish(id, batch, lost_), true;
   if (tail.size() > core_->context.limits.max_tail_bytes)
     return finish(id, batch, {Code::kInvalid, 0, "tail larger than the limit"}), true;
-  if (!outbox_.empty()) return false;
-  Header header;
-  header.type = Type::kEnd;
-  header.batch = id;
-  header.tag = tag.value_or(0);
-  header.tagged = tag.has_value();
-  const iovec parts[] = {{&header, sizeof header}, {const_cast<std::byte*>(tail.data()), tail.size()}};
-  const int error = sys::send_message(connection_.socket.get(), parts);
-  if (error == EAGAIN || error == ENOBUFS) return false;  // the poll thread wakes the worker when there is room
+  const int error = outbox_.offer(local::end_of(Type::kEnd, id, tag), tail);
+  if (error == EAGAIN) return false;  // the poll thread wakes the worker when there is room
   if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"}), true;
   batch.ended = true;
   return true;

@@ -7,6 +7,7 @@
 #include "core/codec.hpp"
 #include "core/types.hpp"
 #include "transport/local/local_socket.hpp"
+#include "transport/local/outbox.hpp"
 
 namespace pdxfer::transport::shm {
 
@@ -35,14 +36,6 @@ enum class Type : uint32_t {
   kAck,  // batch, code
 };
 
-// The fixed part of every message; some are followed by bytes.
-struct Header {
-  Type type{};
-  uint32_t region = 0;
-  uint64_t batch = 0, tag = 0;
-  int32_t code = 0, native = 0;
-  uint32_t tagged = 0, reserved = 0;
-};
-static_assert(sizeof(Header) == 40 && std::is_trivially_copyable_v<Header>);
+using Header = local::Header<Type>;
 
 }  // namespace pdxfer::transport::shm

@@ -12,8 +12,6 @@
 namespace pdxfer::transport::shm {
 namespace {
 
-constexpr size_t kMaxLetters = 1 << 16;  // unsent answers after which the other end counts as hung
-
 void* poller_name(uint64_t number, bool process) {
   return reinterpret_cast<void*>(static_cast<uintptr_t>(number * 2 + (process ? 1 : 0)));
 }
@@ -21,7 +19,7 @@ void* poller_name(uint64_t number, bool process) {
 }  // namespace
 
 ShmLink::ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub)
-    : core_(std::move(core)), peer_(peer), connection_(std::move(connection)) {
+    : core_(std::move(core)), peer_(peer), connection_(std::move(connection)), outbox_(connection_.socket.get()) {
   inbox_.resize(sizeof(Header) + std::max<uint64_t>(core_->context.limits.max_tail_bytes, 1 << 16));
   if (!connection_.ring) return;
   ring_ = connection_.ring.get();
@@ -73,31 +71,13 @@ void ShmLink::lose(Status why) {
 // --- messages
 // ---------------------------------------------------------------------------------------------------------
 
-void ShmLink::post(const Header& header, ByteView body, std::vector<std::shared_ptr<const sys::SharedFile>> files) {
+void ShmLink::post(const Header& header, ByteView body, std::vector<int> fds, std::shared_ptr<const void> owner) {
   if (!lost_.ok()) return;
-  outbox_.push_back({header, Bytes(body.begin(), body.end()), std::move(files)});
-  if (outbox_.size() > kMaxLetters) return lose({Code::kPeerLost, 0, "the peer does not read its messages"});
-  flush();
+  if (const Status s = outbox_.post(header, body, std::move(fds), std::move(owner)); !s.ok()) lose(s);
 }
 
 void ShmLink::flush() {
-  while (!outbox_.empty() && lost_.ok()) {
-    Letter& letter = outbox_.front();
-    std::vector<int> fds;
-    for (const auto& file : letter.files) fds.push_back(file->fd.get());
-    const iovec parts[] = {{&letter.header, sizeof letter.header}, {letter.body.data(), letter.body.size()}};
-    const int error = sys::send_message(connection_.socket.get(), parts, fds);
-    if (error == EAGAIN || error == ENOBUFS) return;  // the next EPOLLOUT tries again
-    if ((error == ETOOMANYREFS || error == EMFILE) && !letter.files.empty()) {
-      letter.files.clear();
-      letter.body.clear();
-      letter.header.code = static_cast<int32_t>(Code::kUnavailable);
-      letter.header.native = error;
-      continue;
-    }
-    if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"});
-    outbox_.pop_front();
-  }
+  if (const Status s = outbox_.flush(); !s.ok()) lose(s);
 }
 
 void ShmLink::receive() {
@@ -157,15 +137,7 @@ void ShmLink::handle(const Header& header, ByteView body, const std::vector<sys:
 }
 
 void ShmLink::handle_end(const Header& header, ByteView tail) {
-  if (header.tagged) {
-    Completion arrived;
-    arrived.kind = Completion::Kind::kArrived;
-    arrived.peer = peer_;
-    arrived.batch = header.batch;
-    arrived.tag = header.tag;
-    arrived.tail.assign(tail.begin(), tail.end());
-    complete(std::move(arrived));
-  }
+  if (header.tagged) complete(local::arrival(peer_, header, tail));
   Header ack;
   ack.type = Type::kAck;
   ack.batch = header.batch;
@@ -246,16 +218,18 @@ void ShmLink::handle_want(RegionId region) {
   answer.type = Type::kSegments;
   answer.region = region;
   Bytes body;
-  std::vector<std::shared_ptr<const sys::SharedFile>> files;
+  std::vector<int> fds;
+  const auto files = std::make_shared<std::vector<std::shared_ptr<const sys::SharedFile>>>();  // open until it is sent
   {
     const std::lock_guard lock(core_->regions_mutex);
     const auto found = core_->regions.find(region);
     if (found == core_->regions.end() || found->second.segments.empty())
       answer.code = static_cast<int32_t>(Code::kInvalid);
     else
-      body = encode_segments(found->second.buffer, found->second.segments, files);
+      body = encode_segments(found->second.buffer, found->second.segments, *files);
   }
-  post(answer, body, std::move(files));
+  for (const auto& file : *files) fds.push_back(file->fd.get());
+  post(answer, body, std::move(fds), files);
 }
 
 void ShmLink::handle_segments(const Header& header, ByteView body, const std::vector<sys::UniqueFd>& fds) {

@@ -122,8 +122,9 @@ class ShmLink {
   Status finish(BatchId id, Batch& batch, Status status);
   void complete(Completion completion);
   void lose(Status why);
-  // Sent now or, when the socket is full, by the poll thread. The files are kept open until then.
-  void post(const Header& header, ByteView body = {}, std::vector<std::shared_ptr<const sys::SharedFile>> files = {});
+  // See Outbox::post: now or, when the socket is full, by the poll thread.
+  void post(const Header& header, ByteView body = {}, std::vector<int> fds = {},
+            std::shared_ptr<const void> owner = {});
   void flush();
   void handle(const Header& header, ByteView body, const std::vector<sys::UniqueFd>& fds);
   void handle_want(RegionId region);
@@ -149,12 +150,7 @@ class ShmLink {
   std::unordered_map<BatchId, Batch> batches_;
   std::deque<Completion> ready_;
   std::atomic<size_t> ready_count_{0};
-  struct Letter {
-    Header header;
-    Bytes body;
-    std::vector<std::shared_ptr<const sys::SharedFile>> files;
-  };
-  std::deque<Letter> outbox_;  // what the socket had no room for
+  local::Outbox<Type> outbox_;
   bool copying_ = false;
   uint64_t copies_done_ = 0;
   std::vector<RegionId> give_back_later_;  // asked back during a copy

@@ -18,6 +18,7 @@ namespace pdxfer::plan {
 namespace {
 
 constexpr size_t kBlock = 1024;  // positions per kernel call: its breaks fit the stack
+constexpr size_t kAhead = 512;   // positions prefetched: hardware stops at each page of a list that no cache holds
 
 struct Highest {
   uint32_t src = 0, dst = 0;
@@ -59,6 +60,8 @@ __attribute__((target("avx2"))) size_t scan_avx2(const uint32_t* src, const uint
   __m256i high_src = _mm256_setzero_si256(), high_dst = high_src;
   size_t count = 0, i = begin;
   for (; i + 8 <= end; i += 8) {
+    _mm_prefetch(reinterpret_cast<const char*>(src + i + kAhead), _MM_HINT_T0);  // past the end of a list: no effect
+    _mm_prefetch(reinterpret_cast<const char*>(dst + i + kAhead), _MM_HINT_T0);
     const __m256i s = load(src + i), d = load(dst + i);
     high_src = _mm256_max_epu32(high_src, s);
     high_dst = _mm256_max_epu32(high_dst, d);

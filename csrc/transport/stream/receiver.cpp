@@ -273,7 +273,7 @@ void Receiver::fill() {
     unfilled_ -= bytes;
   }
   window_ = before - unfilled_;
-  packing_ = !sink_ && slot_ == SlotPool::kNone && worth_packing(window_, end_);
+  packing_ = !sink_ && slot_ == SlotPool::kNone && worth_packing(window_, end_, kSmallReceived);
   if (packing_) packed_.resize(kPackBytes);
   // The next header rides along: in the steady state a chunk needs no read of its own for it.
   if (unfilled_ == 0 && end_ < iov_.size()) {

@@ -99,7 +99,7 @@ void Sender::fill() {
     else if (!begin_next())
       break;
   }
-  if (window_ > kPackBytes || !worth_packing(window_, end_)) return;
+  if (window_ > kPackBytes || !worth_packing(window_, end_, kSmallSent)) return;
   packed_.resize(kPackBytes);
   gather({iov_.data(), end_}, packed_.data());
   iov_[0] = {packed_.data(), window_};

@@ -1,6 +1,7 @@
 // When extents are small, the kernel's copy of each stalls on memory it could not foresee: gathering them here first,
 // with look-ahead prefetch into a buffer that stays in cache, and scattering what arrives with stores past the caches,
-// is faster although every byte is copied once more (docs/design/wire.md has what was measured). Io threads.
+// is faster although every byte is copied once more. To where that pays differs: the kernel reads extents of 2 KiB as
+// fast, but writes those of 4 KiB slower (docs/design/wire.md has what was measured). Io threads.
 #pragma once
 
 #include <sys/uio.h>
@@ -17,12 +18,13 @@
 
 namespace pdxfer::transport::stream {
 
-inline constexpr size_t kPackBytes = 256 << 10;    // a window; two of them fit the L2 cache of a core
-inline constexpr uint64_t kSmallExtent = 8 << 10;  // mean size below which a window is packed
+inline constexpr size_t kPackBytes = 256 << 10;      // a window; two of them fit the L2 cache of a core
+inline constexpr uint64_t kSmallSent = 2 << 10;      // mean size below which a window is gathered
+inline constexpr uint64_t kSmallReceived = 8 << 10;  // and below which it is scattered
 inline constexpr size_t kCacheLine = 64;
 
-inline bool worth_packing(uint64_t bytes, size_t extents) noexcept {
-  return extents > 4 && bytes / extents < kSmallExtent;
+inline bool worth_packing(uint64_t bytes, size_t extents, uint64_t small) noexcept {
+  return extents > 4 && bytes / extents < small;
 }
 
 // Prefetches the extents piece by piece, in order.

@@ -1,8 +1,6 @@
 // The cold half of CudaLink: regions, messages, loss. See cuda_ipc_link.hpp for who calls what.
 #include "transport/cuda_ipc/cuda_ipc_link.hpp"
 
-#include <sys/epoll.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -14,10 +12,6 @@ namespace pdxfer::transport::cuda_ipc {
 namespace {
 
 constexpr size_t kPiecesPerMessage = 64;  // descriptors
-
-void* poller_name(uint64_t number, bool process) {
-  return reinterpret_cast<void*>(static_cast<uintptr_t>(number * 2 + (process ? 1 : 0)));
-}
 
 }  // namespace
 
@@ -39,24 +33,12 @@ CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connectio
 }
 
 void CudaLink::start(std::shared_ptr<CudaLink> self) {
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    number_ = core_->next_link++;
-    core_->links.emplace(number_, std::move(self));
-  }
-  core_->poller.add(connection_.socket.get(), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, poller_name(number_, false));
-  // The socket may outlive its process in a forked child; the process's own end is always told.
-  if (connection_.process) core_->poller.add(connection_.process.get(), EPOLLIN, poller_name(number_, true));
+  number_ = core_->links.add(std::move(self), connection_.socket.get(), connection_.process.get());
 }
 
 // Waits (bounded) for the device: nothing of ours writes to the peer's memory afterwards.
 void CudaLink::stop() noexcept {
-  core_->poller.remove(connection_.socket.get());
-  if (connection_.process) core_->poller.remove(connection_.process.get());
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    core_->links.erase(number_);
-  }
+  core_->links.remove(number_, connection_.socket.get(), connection_.process.get());
   std::unique_ptr<DeviceCopy> copier;
   {
     const std::lock_guard lock(mutex_);

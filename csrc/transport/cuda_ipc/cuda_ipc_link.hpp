@@ -3,7 +3,7 @@
 // Threads. The worker calls submit, notify, cancel and take; the transport's poll thread (pdx-gpu-poll) receives
 // messages while nothing is under way, the worker itself while something is; set-up threads call import, forget and
 // revoke. One mutex per link guards all of it, the device copies too; no call under it waits for the device.
-// Order of locks: Core::links_mutex, CudaLink's mutex, Core::regions_mutex.
+// Order of locks: Core::links.mutex, CudaLink's mutex, Core::regions_mutex.
 #pragma once
 
 #include <atomic>
@@ -15,9 +15,9 @@
 #include <unordered_map>
 
 #include "core/cuda_options.hpp"
-#include "sys/poller.hpp"
 #include "transport/cuda_ipc/cuda_ipc_handshake.hpp"
 #include "transport/cuda_ipc/cuda_ipc_memory.hpp"
+#include "transport/local/links.hpp"
 #include "transport/stream/stream_hub.hpp"
 
 namespace pdxfer::transport::cuda_ipc {
@@ -33,7 +33,6 @@ struct Core {
 
   const Context context;
   const CudaOptions options;
-  sys::Poller poller;
 
   std::mutex regions_mutex;
   std::shared_ptr<const sys::CudaContext> device;  // of the first region; one per transport
@@ -41,9 +40,7 @@ struct Core {
   std::unordered_map<RegionId, ExportedRegion> regions;
   std::atomic<uint64_t> generation{1};  // of `regions`
 
-  std::mutex links_mutex;
-  std::map<uint64_t, std::shared_ptr<CudaLink>> links;
-  uint64_t next_link = 1;
+  local::Links<CudaLink> links;
 
   void wake() const {
     if (context.wake) context.wake();

@@ -15,27 +15,7 @@ namespace pdxfer::transport {
 namespace cuda_ipc {
 namespace {
 
-// The handle the engine owns; the link itself may live a moment longer, in the poll thread's hands.
-class CudaPeer final : public Peer {
- public:
-  explicit CudaPeer(std::shared_ptr<CudaLink> link) : link_(std::move(link)) { link_->start(link_); }
-  ~CudaPeer() override { link_->stop(); }
-
-  void import_region(const Region& region, ByteView key) override { link_->import(region, Key::decode(key)); }
-  void forget_region(RegionId region) override { link_->forget(region); }
-  Status submit(BatchId batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) override {
-    return link_->submit(batch, plan, copy_index, cursor);
-  }
-  bool notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail) override {
-    return link_->notify(batch, tag, tail);
-  }
-  void cancel(BatchId batch) override { link_->cancel(batch); }
-  Status lost() const override { return link_->lost(); }
-  std::string describe() const override { return link_->describe(); }
-
- private:
-  std::shared_ptr<CudaLink> link_;
-};
+using CudaPeer = local::LinkPeer<CudaLink, Key>;
 
 class CudaTransport final : public Transport {
  public:
@@ -48,7 +28,7 @@ class CudaTransport final : public Transport {
 
   ~CudaTransport() override {
     stopping_ = true;
-    core_->poller.wake();
+    core_->links.poller.wake();
     thread_.join();
   }
 
@@ -63,13 +43,6 @@ class CudaTransport final : public Transport {
 
  private:
   void run() noexcept;
-  void dispatch(const sys::Poller::Event& event);
-  std::vector<std::shared_ptr<CudaLink>> links() const {
-    std::vector<std::shared_ptr<CudaLink>> all;
-    const std::lock_guard lock(core_->links_mutex);
-    for (const auto& [number, link] : core_->links) all.push_back(link);
-    return all;
-  }
 
   const std::shared_ptr<Core> core_;
   stream::StreamHub hub_;  // staged halves
@@ -121,7 +94,7 @@ void CudaTransport::deregister_memory(RegionId region) {
     core_->regions.erase(region);
     core_->generation.fetch_add(1, std::memory_order_acq_rel);
   }
-  const auto all = links();
+  const auto all = core_->links.all();
   for (const auto& link : all) link->ask_back(region);
   const Deadline deadline = Clock::now() + std::chrono::milliseconds(core_->context.limits.peer_timeout_ms);
   for (const auto& link : all) {
@@ -142,16 +115,16 @@ std::unique_ptr<Peer> CudaTransport::connect(const transport::Link& link) {
 }
 
 size_t CudaTransport::poll(std::span<Completion> out) {
-  const std::lock_guard lock(core_->links_mutex);
+  const std::lock_guard lock(core_->links.mutex);
   size_t n = 0;
-  for (const auto& [number, link] : core_->links) {
+  for (const auto& [number, link] : core_->links.listed()) {
     if (n == out.size()) break;
     n += link->take(out.subspan(n));
   }
   // What the staged half of a link has to say of a batch that both have a part in goes no further.
   const auto forward = [&](const Completion& done) {
     if (done.kind != Completion::Kind::kSent) return true;
-    return std::ranges::any_of(core_->links, [&](const auto& entry) {
+    return std::ranges::any_of(core_->links.listed(), [&](const auto& entry) {
       return entry.second->peer() == done.peer && entry.second->staged_over(done.batch, done.status);
     });
   };
@@ -164,28 +137,12 @@ size_t CudaTransport::poll(std::span<Completion> out) {
 }
 
 bool CudaTransport::spinning() const {
-  const std::lock_guard lock(core_->links_mutex);
-  if (core_->links.empty()) return false;
+  const std::lock_guard lock(core_->links.mutex);
+  if (core_->links.listed().empty()) return false;
   const auto now = Clock::now();
-  for (const auto& [number, link] : core_->links)
+  for (const auto& [number, link] : core_->links.listed())
     if (link->hot(now)) return true;
   return false;
-}
-
-void CudaTransport::dispatch(const sys::Poller::Event& event) {
-  const auto name = reinterpret_cast<uintptr_t>(event.what);
-  std::shared_ptr<CudaLink> link;
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    const auto found = core_->links.find(name / 2);
-    if (found == core_->links.end()) return;  // stopped meanwhile
-    link = found->second;
-  }
-  if (name % 2 == 0)
-    link->receive();
-  else
-    link->process_exited();
-  core_->wake();  // there may be room again for what notify could not send
 }
 
 void CudaTransport::run() noexcept {
@@ -193,16 +150,17 @@ void CudaTransport::run() noexcept {
   std::array<sys::Poller::Event, 32> events;
   bool waiting = false;
   while (!stopping_) {
-    const size_t n = core_->poller.wait(events, waiting ? 1 : -1);
+    const size_t n = core_->links.poller.wait(events, waiting ? 1 : -1);
     for (size_t i = 0; i < n; ++i) {
       try {
-        dispatch(events[i]);
+        core_->links.dispatch(events[i]);
+        core_->wake();  // there may be room again for what notify could not send
       } catch (const std::exception& e) {
         log(LogLevel::kError, std::string("cuda_ipc: message dropped: ") + e.what());
       }
     }
     waiting = false;
-    for (const auto& link : links()) waiting |= link->settle();
+    for (const auto& link : core_->links.all()) waiting |= link->settle();
   }
 }
 

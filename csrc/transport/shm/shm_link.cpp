@@ -1,8 +1,6 @@
 // The cold half of ShmLink: regions, messages, loss. See shm_link.hpp for who calls what.
 #include "transport/shm/shm_link.hpp"
 
-#include <sys/epoll.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -10,13 +8,6 @@
 #include "core/log.hpp"
 
 namespace pdxfer::transport::shm {
-namespace {
-
-void* poller_name(uint64_t number, bool process) {
-  return reinterpret_cast<void*>(static_cast<uintptr_t>(number * 2 + (process ? 1 : 0)));
-}
-
-}  // namespace
 
 ShmLink::ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub)
     : core_(std::move(core)), peer_(peer), connection_(std::move(connection)), outbox_(connection_.socket.get()) {
@@ -29,24 +20,11 @@ ShmLink::ShmLink(std::shared_ptr<Core> core, PeerId peer, Connection connection,
 }
 
 void ShmLink::start(std::shared_ptr<ShmLink> self) {
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    number_ = core_->next_link++;
-    core_->links.emplace(number_, std::move(self));
-  }
-  core_->poller.add(connection_.socket.get(), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, poller_name(number_, false));
-  // The socket may outlive its process in a forked child; the process's own end is always told.
-  if (connection_.cma && connection_.cma->exit_fd() >= 0)
-    core_->poller.add(connection_.cma->exit_fd(), EPOLLIN, poller_name(number_, true));
+  number_ = core_->links.add(std::move(self), connection_.socket.get(), exit_fd());
 }
 
 void ShmLink::stop() noexcept {
-  core_->poller.remove(connection_.socket.get());
-  if (connection_.cma && connection_.cma->exit_fd() >= 0) core_->poller.remove(connection_.cma->exit_fd());
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    core_->links.erase(number_);
-  }
+  core_->links.remove(number_, connection_.socket.get(), exit_fd());
   std::unique_lock lock(mutex_);
   lose({Code::kPeerLost, 0, "this end closed"});
   ring_ = nullptr;

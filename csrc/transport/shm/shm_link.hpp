@@ -2,7 +2,7 @@
 //
 // Threads. The worker calls submit, notify, cancel and take; the transport's poll thread (pdx-shm-poll) receives every
 // message and calls receive; set-up threads call import, forget and revoke. One mutex per link guards its tables and
-// is never held during a copy. Order of locks: Core::links_mutex, ShmLink's mutex, Core::regions_mutex.
+// is never held during a copy. Order of locks: Core::links.mutex, ShmLink's mutex, Core::regions_mutex.
 #pragma once
 
 #include <atomic>
@@ -16,8 +16,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "sys/poller.hpp"
 #include "sys/shared_memory.hpp"
+#include "transport/local/links.hpp"
 #include "transport/shm/shm_cma.hpp"
 #include "transport/shm/shm_export.hpp"
 #include "transport/shm/shm_handshake.hpp"
@@ -38,15 +38,12 @@ struct Core {
   explicit Core(Context c) : context(std::move(c)) {}
 
   const Context context;
-  sys::Poller poller;
 
   std::mutex regions_mutex;
   std::unordered_map<RegionId, LocalRegion> regions;
   std::atomic<uint64_t> generation{1};  // of `regions`
 
-  std::mutex links_mutex;
-  std::map<uint64_t, std::shared_ptr<ShmLink>> links;
-  uint64_t next_link = 1;
+  local::Links<ShmLink> links;
   bool populate = false;  // poll thread: links have mapped regions to enter into the page tables
 
   void wake() const {
@@ -133,6 +130,7 @@ class ShmLink {
   void give_back(RegionId region);
   void go_without(Import& import, std::string reason);
   Way second_best() const noexcept;
+  int exit_fd() const noexcept { return connection_.cma ? connection_.cma->exit_fd() : -1; }
 
   const std::shared_ptr<Core> core_;
   const PeerId peer_;

@@ -16,27 +16,7 @@ namespace pdxfer::transport {
 namespace shm {
 namespace {
 
-// The handle the engine owns; the link itself may live a moment longer, in the poll thread's hands.
-class ShmPeer final : public Peer {
- public:
-  explicit ShmPeer(std::shared_ptr<ShmLink> link) : link_(std::move(link)) { link_->start(link_); }
-  ~ShmPeer() override { link_->stop(); }
-
-  void import_region(const Region& region, ByteView key) override { link_->import(region, Key::decode(key)); }
-  void forget_region(RegionId region) override { link_->forget(region); }
-  Status submit(BatchId batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor) override {
-    return link_->submit(batch, plan, copy_index, cursor);
-  }
-  bool notify(BatchId batch, std::optional<uint64_t> tag, ByteView tail) override {
-    return link_->notify(batch, tag, tail);
-  }
-  void cancel(BatchId batch) override { link_->cancel(batch); }
-  Status lost() const override { return link_->lost(); }
-  std::string describe() const override { return link_->describe(); }
-
- private:
-  std::shared_ptr<ShmLink> link_;
-};
+using ShmPeer = local::LinkPeer<ShmLink, Key>;
 
 class ShmTransport final : public Transport {
  public:
@@ -49,7 +29,7 @@ class ShmTransport final : public Transport {
 
   ~ShmTransport() override {
     stopping_ = true;
-    core_->poller.wake();
+    core_->links.poller.wake();
     thread_.join();
     sys::release_vanished();
   }
@@ -66,7 +46,6 @@ class ShmTransport final : public Transport {
 
  private:
   void run() noexcept;
-  void dispatch(const sys::Poller::Event& event);
   bool populate_some();
 
   const std::shared_ptr<Core> core_;
@@ -116,11 +95,7 @@ void ShmTransport::deregister_memory(RegionId region) {
       throw Error(Code::kInvalid, "shm: deregistering region " + std::to_string(region) + ": no such region");
     core_->generation.fetch_add(1, std::memory_order_acq_rel);
   }
-  std::vector<std::shared_ptr<ShmLink>> links;
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    for (const auto& [number, link] : core_->links) links.push_back(link);
-  }
+  const auto links = core_->links.all();
   for (const auto& link : links) link->ask_back(region);
   const Deadline deadline = Clock::now() + std::chrono::milliseconds(core_->context.limits.peer_timeout_ms);
   for (const auto& link : links) {
@@ -129,46 +104,27 @@ void ShmTransport::deregister_memory(RegionId region) {
   }
   hub_.deregister_memory(region);
   watch_freed_ = true;
-  core_->poller.wake();
+  core_->links.poller.wake();
 }
 
 size_t ShmTransport::poll(std::span<Completion> out) {
-  const std::lock_guard lock(core_->links_mutex);
+  const std::lock_guard lock(core_->links.mutex);
   size_t n = 0;
-  for (const auto& [number, link] : core_->links) {
+  for (const auto& [number, link] : core_->links.listed()) {
     if (n == out.size()) break;
     n += link->take(out.subspan(n));
   }
   const size_t staged = hub_.poll(out.subspan(n));
   for (const Completion& done : out.subspan(n, staged)) {
     if (done.kind != Completion::Kind::kSent) continue;
-    for (const auto& [number, link] : core_->links)
+    for (const auto& [number, link] : core_->links.listed())
       if (link->peer() == done.peer) link->staged_over(done.batch);
   }
   return n + staged;
 }
 
-void ShmTransport::dispatch(const sys::Poller::Event& event) {
-  const auto name = reinterpret_cast<uintptr_t>(event.what);
-  std::shared_ptr<ShmLink> link;
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    const auto found = core_->links.find(name / 2);
-    if (found == core_->links.end()) return;  // stopped meanwhile
-    link = found->second;
-  }
-  if (name % 2 == 0)
-    link->receive();
-  else
-    link->process_exited();
-}
-
 bool ShmTransport::populate_some() {
-  std::vector<std::shared_ptr<ShmLink>> links;
-  {
-    const std::lock_guard lock(core_->links_mutex);
-    for (const auto& [number, link] : core_->links) links.push_back(link);
-  }
+  const auto links = core_->links.all();
   return std::any_of(links.begin(), links.end(), [](const auto& link) { return link->populate(); });
 }
 
@@ -176,10 +132,10 @@ void ShmTransport::run() noexcept {
   ::pthread_setname_np(::pthread_self(), "pdx-shm-poll");
   std::array<sys::Poller::Event, 32> events;
   while (!stopping_) {
-    const size_t n = core_->poller.wait(events, core_->populate ? 0 : watch_freed_ ? 1000 : -1);
+    const size_t n = core_->links.poller.wait(events, core_->populate ? 0 : watch_freed_ ? 1000 : -1);
     for (size_t i = 0; i < n; ++i) {
       try {
-        dispatch(events[i]);
+        core_->links.dispatch(events[i]);
       } catch (const std::exception& e) {
         log(LogLevel::kError, std::string("shm: message dropped: ") + e.what());
       }

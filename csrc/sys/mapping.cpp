@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <string>
+#include <thread>
 
 #include "core/status.hpp"
 #include "sys/proc_maps.hpp"
@@ -30,6 +32,19 @@ namespace {
   if (error == EMFILE) text += "; raise the limit of open files (ulimit -n)";
   if (error == ENOMEM) text += "; memory or vm.max_map_count is exhausted";
   throw Error(Code::kUnavailable, text, error);
+}
+
+// False when this kernel or this kind of memory has no such call. EAGAIN means that somebody holds one of the pages
+// just now (a migration, another processor's batch of new ones); what was done before stays done, so trying again is
+// cheap.
+bool collapse(std::byte* at, uint64_t bytes) noexcept {
+  constexpr int kTries = 4;
+  for (int tried = 1; ::madvise(at, bytes, MADV_COLLAPSE) != 0; ++tried) {
+    if (errno == EINVAL) return false;
+    if (errno != EAGAIN || tried == kTries) return true;  // small pages it stays, here
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
 }
 
 }  // namespace
@@ -90,7 +105,7 @@ void prefer_huge_pages(std::byte* address, uint64_t bytes) noexcept {
       const uint64_t begin = block;
       while (in_use(block)) block += kHugePage;
       // One call for neighbours: each makes the kernel visit every processor once.
-      if (block > begin && ::madvise(at + begin, block - begin, MADV_COLLAPSE) != 0 && errno == EINVAL) return;
+      if (block > begin && !collapse(at + begin, block - begin)) return;
     }
   }
 }

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -23,6 +24,24 @@
 // Exchanging pages under a writer is what one test is about, and newer thread sanitizers take mmap for a write.
 extern "C" __attribute__((visibility("default"))) const char* __tsan_default_suppressions();
 extern "C" const char* __tsan_default_suppressions() { return "race:pdxfer::sys::adopt_pages\n"; }
+
+namespace {
+constexpr int kCollapse = 25;  // MADV_COLLAPSE
+std::atomic<int> collapses{0}, refusals_left{0};
+}  // namespace
+
+// In place of libc's, so that a test can have the kernel busy.
+extern "C" __attribute__((visibility("default"))) int madvise(void* at, size_t bytes, int advice) noexcept {
+  if (advice == kCollapse) {
+    ++collapses;
+    if (refusals_left > 0) {
+      --refusals_left;
+      errno = EAGAIN;
+      return -1;
+    }
+  }
+  return static_cast<int>(::syscall(SYS_madvise, at, bytes, advice));
+}
 
 namespace {
 
@@ -121,6 +140,21 @@ TEST_CASE("huge pages change neither contents nor addresses, and adopted memory 
   }
   ::munmap(at, kBytes);
   CHECK(pdxfer::sys::release_vanished() == 0);
+}
+
+TEST_CASE("a kernel that is busy is asked for huge pages again, but not for ever") {
+  constexpr uint64_t kBytes = 8 << 20;
+  Anonymous memory(kBytes);
+  fill(memory.data(), kBytes, 3);
+  const auto asked = [&](int refusals) {
+    collapses = 0;
+    refusals_left = refusals;
+    sys::prefer_huge_pages(memory.data(), kBytes);
+    refusals_left = 0;
+    return collapses.load();
+  };
+  CHECK(asked(2) == 3);
+  CHECK(asked(1000) == 4);
 }
 
 TEST_CASE("memory that was never used is not committed by adoption") {

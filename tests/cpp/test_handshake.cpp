@@ -1,6 +1,8 @@
 // The control connection under strangers and mismatched peers: every refusal is typed, named and in time, and the
 // engine goes on serving others.
 #include <doctest/doctest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <cstring>
@@ -106,6 +108,20 @@ TEST_CASE("truncated, oversized and random handshakes neither crash nor hang nor
   // connect returns when both ends agree; the accepting engine enters the peer a moment later.
   for (int i = 0; i < 2000 && engine.peers().empty(); ++i) std::this_thread::sleep_for(1ms);
   CHECK(engine.peers().size() == 1);
+}
+
+TEST_CASE("control frames are sent at once, at both ends") {
+  const auto listening = sys::listen_on("127.0.0.1", 0);
+  sys::UniqueFd ends[2];
+  ends[0] = sys::connect_to(sys::local_address(listening.get()), soon());
+  ends[1] = sys::accept_from(listening.get(), soon());
+  for (sys::UniqueFd& end : ends) {
+    const FrameLink link(std::move(end), "test");
+    int at_once = 0;
+    socklen_t size = sizeof at_once;
+    REQUIRE(::getsockopt(link.fd(), IPPROTO_TCP, TCP_NODELAY, &at_once, &size) == 0);
+    CHECK(at_once != 0);
+  }
 }
 
 TEST_CASE("a silent newcomer is let go at the time-out while others connect") {

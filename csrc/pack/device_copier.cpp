@@ -64,6 +64,7 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
       ring_(options.table_bytes != 0 ? options.table_bytes : kDefaultTableBytes, kTableEntries),
       host_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
       device_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
+      tickets_((sys::CudaScope(kernels_.context()), std::as_bytes(std::span(&tickets_given_, 1)))),
       fork_((sys::CudaScope(kernels_.context()), sys::CudaEvent())),
       join_((sys::CudaScope(kernels_.context()), sys::CudaEvent())) {
   const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
@@ -96,6 +97,11 @@ Status DeviceCopier::fail(shim::CuResult result, const char* what) noexcept {
   return error_;
 }
 
+uint64_t DeviceCopier::slots_before(const TableRing::Entry& entry, const Cursor& cursor) const noexcept {
+  if (entry.firsts_at == TableRing::kSingle) return cursor.run;
+  return reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at)[cursor.run] + uint64_t{cursor.slot};
+}
+
 const DevicePair* DeviceCopier::pairs_of(const TableRing::Entry& entry) const noexcept {
   return reinterpret_cast<const DevicePair*>(host_tables_.data() + entry.pairs_at);
 }
@@ -108,7 +114,8 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   const uint64_t slot_bytes = copy.slots * sizeof(DeviceSlot);
   const uint64_t pairs_begin = (slot_bytes + 15) / 16 * 16;
   const uint64_t upload = pairs_begin + copy.pairs.size() * sizeof(DevicePair);
-  const uint64_t bytes = upload + copy.runs.size() * sizeof(uint32_t);
+  const bool single = copy.slots == copy.runs.size();  // every run is one slot, the one of its own number
+  const uint64_t bytes = upload + (single ? 0 : copy.runs.size() * sizeof(uint32_t));
   if (copy.slots > kMaxWords || bytes > ring_.bytes())
     return {Code::kInvalid, 0, "more slots in one copy than the device's tables hold: split the plan"};
   const uint64_t name = ring_.take(bytes, done_);
@@ -117,15 +124,19 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   entry.pairs = static_cast<uint32_t>(copy.pairs.size());
   entry.slots = static_cast<uint32_t>(copy.slots);
   entry.pairs_at = entry.begin + pairs_begin;
-  entry.firsts_at = entry.begin + upload;
+  entry.firsts_at = single ? TableRing::kSingle : entry.begin + upload;
   entry.form = static_cast<uint8_t>(form);
   auto* slots = reinterpret_cast<DeviceSlot*>(host_tables_.data() + entry.begin);
   auto* pairs = reinterpret_cast<DevicePair*>(host_tables_.data() + entry.pairs_at);
-  auto* firsts = reinterpret_cast<uint32_t*>(host_tables_.data() + entry.firsts_at);
-  uint32_t at = 0;
-  for (const Run& run : copy.runs) {
-    *firsts++ = at;
-    for (uint32_t i = 0; i < run.count; ++i) slots[at++] = {run.src_slot + i, run.dst_slot + i};
+  if (single) {
+    for (const Run& run : copy.runs) *slots++ = {run.src_slot, run.dst_slot};
+  } else {
+    auto* firsts = reinterpret_cast<uint32_t*>(host_tables_.data() + entry.firsts_at);
+    uint32_t at = 0;
+    for (const Run& run : copy.runs) {
+      *firsts++ = at;
+      for (uint32_t i = 0; i < run.count; ++i) slots[at++] = {run.src_slot + i, run.dst_slot + i};
+    }
   }
   for (size_t i = 0; i < copy.pairs.size(); ++i)
     pairs[i] = {form == DeviceForm::kScatter ? 0 : src[i] + copy.pairs[i].src_offset,
@@ -183,8 +194,7 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
                                            uint64_t budget, uint64_t buffer, uint64_t engine_from) const noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const DevicePair* bases = pairs_of(entry);
-  const auto* firsts = reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at);
-  const uint64_t done_slots = firsts[cursor.run] + uint64_t{cursor.slot};
+  const uint64_t done_slots = slots_before(entry, cursor);
   if (form_of(entry) == DeviceForm::kPaged && options_.copy_engine && dense(pair)) {
     const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
     if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true};
@@ -212,10 +222,17 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
   return {words << log2, log2, false};
 }
 
+void DeviceCopier::hand_out_tiles(PagedCopyArgs& args, unsigned blocks) noexcept {
+  const uint64_t tiles = (uint64_t{args.count} + kTileWords - 1) / kTileWords;
+  if (tiles < kTilesToHandOut * blocks * (kBlockThreads / kWarpThreads)) return;
+  args.tickets = reinterpret_cast<unsigned*>(tickets_.get());
+  args.first_ticket = tickets_given_;
+  tickets_given_ += static_cast<uint32_t>(tiles);
+}
+
 Status DeviceCopier::start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor,
                                   const Part& part, uint64_t buffer) noexcept {
-  const auto* firsts = reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at);
-  uint64_t slot = firsts[cursor.run] + uint64_t{cursor.slot};
+  const uint64_t slot = slots_before(entry, cursor);
   const uint64_t per_slot = pair.slot_bytes >> part.log2_word;
   const uint64_t per_pair = entry.slots * per_slot;
   uint64_t first = slot * per_slot + (cursor.byte >> part.log2_word);
@@ -238,7 +255,9 @@ Status DeviceCopier::start_kernel(const TableRing::Entry& entry, const RegionPai
   args.count = static_cast<unsigned>(count);
   args.side = entry.form;
   constexpr uint64_t kBlockWords = uint64_t{kBlockThreads} * kDepth;
-  const auto blocks = static_cast<unsigned>(std::min<uint64_t>(blocks_, (count + kBlockWords - 1) / kBlockWords));
+  const unsigned most = form_of(entry) == DeviceForm::kPaged ? blocks_ : std::min(blocks_, kBufferBlocks);
+  const auto blocks = static_cast<unsigned>(std::min<uint64_t>(most, (count + kBlockWords - 1) / kBlockWords));
+  hand_out_tiles(args, blocks);
   void* parameters[] = {&args};
   const auto result = shim::cuda().api.launch_kernel(kernels_.copy(part.log2_word), blocks, 1, 1, kBlockThreads, 1, 1,
                                                      0, stream_.get(), parameters, nullptr);

@@ -15,11 +15,14 @@ namespace pdxfer::pack {
 
 // Measured on NVLink 4 (docs/design/cuda_ipc.md): what more blocks add beyond these is little, and from runs of this
 // size on the copy engine is ahead of the kernel.
-inline constexpr unsigned kDefaultBlocks = 32;
+inline constexpr unsigned kDefaultBlocks = 12;
+inline constexpr unsigned kBufferBlocks = 8;  // PCIe, to a slot of host memory or from one, is full with these
 inline constexpr uint64_t kEngineBytes = 16 << 20;
 // Runs from this size on are shared between the two, which together outrun either: the kernel's share, in 64ths.
 inline constexpr uint64_t kSharedBytes = 4 << 20;
 inline constexpr uint64_t kKernelShare = 32;
+// With fewer tiles for each warp than this, asking for them costs more than unequal shares.
+inline constexpr uint64_t kTilesToHandOut = 16;
 
 class DeviceCopier final : public DeviceCopy {
  public:
@@ -54,6 +57,8 @@ class DeviceCopier final : public DeviceCopy {
                uint64_t buffer) noexcept;
   Status start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor, const Part& part,
                       uint64_t buffer) noexcept;
+  void hand_out_tiles(PagedCopyArgs& args, unsigned blocks) noexcept;
+  uint64_t slots_before(const TableRing::Entry& entry, const Cursor& cursor) const noexcept;
   const DevicePair* pairs_of(const TableRing::Entry& entry) const noexcept;
 
   const DeviceCopyOptions options_;
@@ -63,6 +68,8 @@ class DeviceCopier final : public DeviceCopy {
   TableRing ring_;
   sys::PinnedMemory host_tables_;
   sys::CudaMemory device_tables_;
+  uint32_t tickets_given_ = 0;  // what the counter will stand at when all that was launched is over; wraps, as it does
+  sys::CudaMemory tickets_;     // the counter; one will do, as the kernels of stream_ follow one another
   sys::CudaEvent fork_, join_;  // where beside_ parts from stream_, and where stream_ waits for it
   std::vector<sys::CudaEvent> events_;
   uint64_t launched_ = 0, done_ = 0;  // tickets

@@ -26,16 +26,18 @@ uint64_t pick(std::mt19937_64& random, uint64_t low, uint64_t high) {
   return std::uniform_int_distribution<uint64_t>(low, high)(random);
 }
 
-// Sizes that serving engines have, and odd ones that exercise every alignment and the piece boundary.
-Case random_case(std::mt19937_64& random) {
+// Sizes that serving engines have, and odd ones that exercise every alignment and the piece boundary. `large`: enough
+// slots for kernels of one or two blocks to hand out their tiles.
+Case random_case(std::mt19937_64& random, bool large) {
   static constexpr uint64_t kSizes[] = {1, 3, 16, 72, 127, 576, 1024, 1152, 4095, 4096, 8192, 8193, 16384, 65536 + 48};
   const uint64_t align = uint64_t{1} << pick(random, 0, 4);
   const auto pairs = static_cast<uint32_t>(pick(random, 1, 6));
-  const auto slots = static_cast<uint32_t>(pick(random, 1, 96));
+  const auto slots = static_cast<uint32_t>(large ? pick(random, 500, 1000) : pick(random, 1, 96));
+  const size_t sizes = large ? 10 : std::size(kSizes);  // up to 4096
   Case made;
   uint64_t src_at = kGuard, dst_at = kGuard;
   for (uint32_t i = 0; i < pairs; ++i) {
-    RegionPair p{1, 2, src_at, dst_at, 0, 0, kSizes[pick(random, 0, std::size(kSizes) - 1)]};
+    RegionPair p{1, 2, src_at, dst_at, 0, 0, kSizes[pick(random, 0, sizes - 1)]};
     const bool is_dense = pick(random, 0, 2) == 0;
     const auto up = [&](uint64_t value) { return (value + align - 1) / align * align; };
     p.src_stride = is_dense ? p.slot_bytes : up(p.slot_bytes + pick(random, 0, 200));
@@ -79,11 +81,12 @@ SelfTestResult selftest(uint64_t seed, uint32_t cases, const Mover& move) {
   std::mt19937_64 random(seed);
   SelfTestResult result;
   for (; result.cases < cases && result.failure.empty(); ++result.cases) {
-    const Case made = random_case(random);
+    const bool large = pick(random, 0, 7) == 0;
+    const Case made = random_case(random, large);
     const std::vector<std::byte> src = random_bytes(random, made.src_bytes);
     std::vector<std::byte> want = random_bytes(random, made.dst_bytes);  // every byte beside the slots is a guard
     std::vector<std::byte> got = want;
-    move(made.copy, src, got, static_cast<unsigned>(pick(random, 1, 64)));
+    move(made.copy, src, got, static_cast<unsigned>(pick(random, 1, large ? 2 : 64)));
     for (Cursor at; !at_end(made.copy, at);) {
       const Extent e = next_extent(made.copy, at, UINT64_MAX);
       std::memcpy(want.data() + e.dst_offset, src.data() + e.src_offset, e.bytes);
@@ -113,7 +116,8 @@ class DeviceMover {
     DeviceCopier copier(ordinal_, options);
     const sys::CudaMemory device_src(src), device_dst(dst), buffer(copy.bytes);
     const std::vector<uint64_t> from(copy.pairs.size(), device_src.get()), to(copy.pairs.size(), device_dst.get());
-    const uint64_t piece = pick(random_, 0, 1) == 0 ? UINT64_MAX : pick(random_, 1, 1 << 16);
+    const uint64_t piece =
+        pick(random_, 0, 1) == 0 ? UINT64_MAX : pick(random_, copy.bytes / 256 + 1, copy.bytes / 256 + (1 << 16));
     if (pick(random_, 0, 2) == 0) {
       run(copier, copy, DeviceForm::kGather, from, to, piece, buffer.get());
       run(copier, copy, DeviceForm::kScatter, from, to, piece, buffer.get());

@@ -3,7 +3,7 @@
 // cmake/device_code.py, with nvcc or NVRTC, so it uses no header of CUDA. Owns nothing; the launch's stream orders it.
 //
 // Every thread finds the pair and slot of its word by two multiplications and one table entry, so a warp is full
-// whatever the slot size, and nothing is searched. Threads share nothing and never wait for one another.
+// whatever the slot size, and nothing is searched. Warps never wait for one another.
 #include "pack/paged_copy_args.hpp"
 
 namespace pdxfer {
@@ -56,25 +56,36 @@ __device__ Place place_of(const PagedCopyArgs& args, unsigned int at) {
   return place;
 }
 
-// Each warp takes kDepth rows of a word per thread at a time: all loads are in flight before the first store waits.
+// kDepth rows of a word per thread: all loads are in flight before the first store waits.
+template <typename Word>
+__device__ void copy_tile(const PagedCopyArgs& args, unsigned int tile, unsigned int lane) {
+  Word held[kDepth];
+  u64 to[kDepth];
+  for (unsigned int k = 0; k < kDepth; ++k) {
+    const unsigned int at = tile * kTileWords + k * kWarpThreads + lane;
+    if (at >= args.count) continue;
+    const Place place = place_of<Word>(args, at);
+    to[k] = place.dst;
+    held[k] = load_word<Word>(place.src);
+  }
+  for (unsigned int k = 0; k < kDepth; ++k)
+    if (tile * kTileWords + k * kWarpThreads + lane < args.count) store_word<Word>(to[k], held[k]);
+}
+
+// Multiprocessors do not get equal shares of a link: with equal shares of the work the last would end well after the
+// first. So a warp takes the next tile that nobody has, and asks for it before it copies the one in hand.
 template <typename Word>
 __device__ void copy_words(const PagedCopyArgs& args) {
-  constexpr unsigned int kTile = kDepth * kWarpThreads;
   const unsigned int lane = threadIdx.x % kWarpThreads;
-  const unsigned int warp = (blockIdx.x * blockDim.x + threadIdx.x) / kWarpThreads;
-  const unsigned int step = gridDim.x * blockDim.x / kWarpThreads * kTile;
-  for (unsigned int tile = warp * kTile; tile < args.count; tile += step) {
-    Word held[kDepth];
-    u64 to[kDepth];
-    for (unsigned int k = 0; k < kDepth; ++k) {
-      const unsigned int at = tile + k * kWarpThreads + lane;
-      if (at >= args.count) continue;
-      const Place place = place_of<Word>(args, at);
-      to[k] = place.dst;
-      held[k] = load_word<Word>(place.src);
-    }
-    for (unsigned int k = 0; k < kDepth; ++k)
-      if (tile + k * kWarpThreads + lane < args.count) store_word<Word>(to[k], held[k]);
+  const unsigned int warps = gridDim.x * blockDim.x / kWarpThreads;
+  const unsigned int tiles = (args.count + kTileWords - 1) / kTileWords;
+  unsigned int tile = (blockIdx.x * blockDim.x + threadIdx.x) / kWarpThreads;
+  while (tile < tiles) {
+    unsigned int next = tile;
+    if (args.tickets != nullptr && lane == 0) next = atomicAdd(args.tickets, 1u) - args.first_ticket;
+    copy_tile<Word>(args, tile, lane);
+    if (args.tickets != nullptr) next = __shfl_sync(0xffffffffu, next, 0);
+    tile = warps + next;
   }
 }
 

@@ -38,17 +38,22 @@ struct PagedCopyArgs {
   const DevicePair* pairs;
   const DeviceSlot* slots;
   unsigned long long src_stride, dst_stride;
-  unsigned long long buffer;    // kSideGather, kSideScatter: where word `first` lies
-  Divisor per_pair, per_slot;   // words
-  unsigned int first, count;    // first + count < 2^31
-  unsigned int side, reserved;  // kSidePaged, ...
+  unsigned long long buffer;   // kSideGather, kSideScatter: where word `first` lies
+  Divisor per_pair, per_slot;  // words
+  unsigned int first, count;   // first + count < 2^31
+  unsigned int side;           // kSidePaged, ...
+  // Tiles beyond the first of each warp are handed out by counting up `*tickets`, which stands at first_ticket when the
+  // kernel begins and has grown by the number of tiles when it ends. Null: every warp strides through its own.
+  unsigned int first_ticket;
+  unsigned int* tickets;
 };
 
 constexpr unsigned int kBlockThreads = 1024;
 constexpr unsigned int kWarpThreads = 32;
 constexpr unsigned int kDepth = 4;  // words a thread loads before it stores the first
+constexpr unsigned int kTileWords = kDepth * kWarpThreads;
 
-static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 80,
+static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 88,
               "host and device compilers must lay these out alike");
 
 }  // namespace pdxfer

@@ -1,5 +1,6 @@
 // TableRing: where the tables of copies in flight live, in pinned memory and, at the same offsets, on the device. A
-// bump allocator over a ring: entries leave in the order they came, once released and no longer used by a piece.
+// bump allocator over a ring: entries leave in the order they came, once released and no longer used by a piece. An
+// empty ring begins again at its start, whose lines the caches still hold.
 // Owned by a DeviceCopier, used by its thread; allocates nothing after construction.
 #pragma once
 
@@ -12,6 +13,7 @@ namespace pdxfer::pack {
 class TableRing {
  public:
   static constexpr uint64_t kAlign = 256;
+  static constexpr uint64_t kSingle = UINT64_MAX;  // firsts_at of a copy whose runs are single slots
   struct Entry {
     uint64_t begin = 0, bytes = 0;  // in the ring; bytes include what was skipped at its end
     uint64_t last_piece = 0;        // the last ticket that uses it
@@ -27,6 +29,7 @@ class TableRing {
   // The name of a new entry of `bytes`; 0: no room now. `done`: pieces up to this ticket are over.
   uint64_t take(uint64_t bytes, uint64_t done) noexcept {
     reclaim(done);
+    if (oldest_ == next_) head_ = tail_ = 0;
     const uint64_t want = (bytes + kAlign - 1) / kAlign * kAlign;
     if (next_ - oldest_ == entries_.size() || want > bytes_) return 0;
     const uint64_t at = head_ % bytes_;
@@ -53,7 +56,7 @@ class TableRing {
 
  private:
   const uint64_t bytes_;
-  uint64_t head_ = 0, tail_ = 0;    // only grow
+  uint64_t head_ = 0, tail_ = 0;    // grow until the ring is empty
   uint64_t oldest_ = 0, next_ = 0;  // likewise: indices of entries
   std::vector<Entry> entries_;
 };

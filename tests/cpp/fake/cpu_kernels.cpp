@@ -1,8 +1,9 @@
-// The device kernels compiled for the CPU: their threads share nothing and never wait for one another, so running them
-// one after another is faithful.
+// The device kernels compiled for the CPU, their threads run one after another. What the first thread of a warp gives
+// the others is kept until they have run, which is faithful because warps never wait for one another.
 #include "cpu_kernels.hpp"
 
 #include <algorithm>
+#include <vector>
 
 namespace {
 struct Index {
@@ -15,6 +16,14 @@ struct __attribute__((may_alias, aligned(16))) uint4 {
 struct __attribute__((may_alias, aligned(8))) uint2 {
   unsigned x, y;
 };
+thread_local std::vector<unsigned> warp_values;  // in the order the warp's first thread gave them
+thread_local size_t values_taken = 0;
+
+unsigned atomicAdd(unsigned* at, unsigned by) { return __atomic_fetch_add(at, by, __ATOMIC_RELAXED); }
+unsigned __shfl_sync(unsigned, unsigned value, int) {
+  if (threadIdx.x % 32 == 0) return warp_values.push_back(value), value;
+  return warp_values.at(values_taken++);
+}
 }  // namespace
 #define __device__ static inline
 #define __global__
@@ -38,7 +47,11 @@ void run_kernel(Kernel kernel, unsigned blocks, const pdxfer::PagedCopyArgs& arg
   gridDim.x = blocks;
   blockDim.x = pdxfer::kBlockThreads;
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
-    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) kernel(args);
+    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) {
+      if (threadIdx.x % 32 == 0) warp_values.clear();
+      values_taken = 0;
+      kernel(args);
+    }
 }
 
 Kernel find_kernel(const std::string& name) {

@@ -1,13 +1,15 @@
 // DeviceCopier alone, in one process that sees two GPUs: rates by thread blocks, and what a single transfer takes with
-// its tables, launch and event. `copy_rates [PART OF A ROW'S NAME]`. Built by tests/gpu/native/build.sh; a line per
-// row.
+// its tables, launch and event, after a pause when one is given. `copy_rates [PART OF A ROW'S NAME [PAUSE IN US]]`.
+// Built by tests/gpu/native/build.sh; a line per row.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "pack/device_copier.hpp"
@@ -75,7 +77,38 @@ void move(pack::DeviceCopier& copier, const PagedCopy& copy, const Ends& ends, i
   copier.release(tables);
 }
 
-void rates(const Ends& ends, const std::string& only) {
+// Medians of a single transfer's parts, in us: the tables, the launch, and from there until its event was seen.
+std::string parts_of(pack::DeviceCopier& copier, const PagedCopy& copy, const Ends& ends,
+                     std::chrono::microseconds pause, int rounds = 15) {
+  const std::vector<uint64_t> src(copy.pairs.size(), ends.src.get()), dst(copy.pairs.size(), ends.dst.get());
+  std::vector<double> parts[3];
+  for (int i = 0; i < rounds; ++i) {
+    DeviceTables tables = 0;
+    DeviceTicket ticket = 0;
+    Cursor cursor;
+    if (pause.count() != 0) std::this_thread::sleep_for(pause);
+    const Clock::time_point begin = Clock::now();
+    must(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables));
+    const Clock::time_point prepared = Clock::now();
+    must(copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket));
+    const Clock::time_point launched = Clock::now();
+    for (bool over = false; !over;) must(copier.done(ticket, over));
+    const Clock::time_point done = Clock::now();
+    copier.release(tables);
+    const Clock::duration took[] = {prepared - begin, launched - prepared, done - launched};
+    for (int k = 0; k < 3; ++k) parts[k].push_back(std::chrono::duration<double, std::micro>(took[k]).count());
+  }
+  std::string text;
+  for (std::vector<double>& all : parts) {
+    std::sort(all.begin(), all.end());
+    char number[32];
+    std::snprintf(number, sizeof number, " %.1f", all[all.size() / 2]);
+    text += number;
+  }
+  return text;
+}
+
+void rates(const Ends& ends, const std::string& only, std::chrono::microseconds pause) {
   struct Shape {
     const char* name;
     uint32_t buffers;
@@ -100,8 +133,9 @@ void rates(const Ends& ends, const std::string& only) {
       const double one = microseconds([&] { move(copier, copy, ends, 1); });
       const double five = microseconds([&] { move(copier, copy, ends, 5); });
       const double alone = (five - one) / 4;
-      std::printf("rate %-18s blocks %2u: alone %7.1f us %6.1f GB/s, whole %7.1f us\n", s.name, blocks, alone,
-                  static_cast<double>(copy.bytes) / alone / 1e3, one);
+      std::printf("rate %-18s blocks %2u: alone %7.1f us %6.1f GB/s, whole %7.1f us; tables, launch, wait%s us\n",
+                  s.name, blocks, alone, static_cast<double>(copy.bytes) / alone / 1e3, one,
+                  parts_of(copier, copy, ends, pause).c_str());
     }
   }
 }
@@ -118,7 +152,7 @@ int main(int argc, char** argv) try {
   const sys::CudaScope scope(here);
   must(api().context_enable_peer(there.get(), 0), "cuCtxEnablePeerAccess");
   const sys::CudaMemory near(kPool);
-  rates({near, *far}, argc > 1 ? argv[1] : "");
+  rates({near, *far}, argc > 1 ? argv[1] : "", std::chrono::microseconds(argc > 2 ? std::atoi(argv[2]) : 0));
   return 0;
 } catch (const std::exception& error) {
   std::printf("FAILED: %s\n", error.what());

@@ -1,7 +1,8 @@
 // Two engines in two processes, each seeing one GPU, and what cuda_ipc moves between them: rates against the copy
 // engine's own over the same mapping, latency of small requests, and every byte compared afterwards, also outside the
-// pages that were written. Built by tests/gpu/native/build.sh; `two_gpus [--budget N] [--pause US] [--same-gpu] |
-// --selftest CASES`; --pause lets everything go idle before each transfer. A line per row.
+// pages that were written. Built by tests/gpu/native/build.sh; `two_gpus [--cuda OPTIONS] [--pause US]
+// [--same-gpu] | --selftest CASES`; OPTIONS as Config::cuda, --pause lets everything go idle before each transfer. A
+// line per row.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -109,21 +110,21 @@ uint64_t compare(const Workload& w, const sys::CudaMemory& pool, const std::vect
   return bad;
 }
 
-Config config_of(uint32_t budget) {
+Config config_of(const std::string& cuda) {
   Config config;
   config.transports = "cuda_ipc";
-  if (budget != 0) config.cuda = "sm_budget=" + std::to_string(budget);
+  if (!cuda.empty()) config.cuda = cuda;
   return config;
 }
 
-int receiver(Board& board, const char* gpu, uint32_t budget) {
+int receiver(Board& board, const char* gpu, const std::string& cuda) {
   ::setenv("CUDA_VISIBLE_DEVICES", gpu, 1);
   const std::vector<std::byte> source = pattern(), blank(kPool, std::byte{0xa5});
   const sys::CudaContext context(0);
   const sys::CudaScope scope(context);
   const sys::CudaMemory pool(blank);
   shim::cuda_check(shim::cuda().api.ipc_get_handle(&board.handle, pool.get()), "cuIpcGetMemHandle");
-  engine::Engine engine(config_of(budget));
+  engine::Engine engine(config_of(cuda));
   board.pool = engine.register_memory({reinterpret_cast<std::byte*>(pool.get()), kPool, 0}).id;
   std::snprintf(board.address, sizeof board.address, "%s", engine.address().c_str());
   board.stage = 1;
@@ -195,7 +196,7 @@ void row(engine::Engine& engine, PeerId peer, Board& board, int index, RegionId 
   std::fflush(stdout);
 }
 
-int sender(Board& board, uint32_t budget, uint32_t pause) {
+int sender(Board& board, const std::string& cuda, uint32_t pause) {
   ::setenv("CUDA_VISIBLE_DEVICES", "0", 1);
   const std::vector<std::byte> source = pattern();
   const sys::CudaContext context(0);
@@ -203,7 +204,7 @@ int sender(Board& board, uint32_t budget, uint32_t pause) {
   const sys::CudaMemory pool(source);
   for (int i = 0; board.stage == 0 && i < 60000; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   const double top = ceiling(board, context, pool);
-  engine::Engine engine(config_of(budget));
+  engine::Engine engine(config_of(cuda));
   const RegionId mine = engine.register_memory({reinterpret_cast<std::byte*>(pool.get()), kPool, 0}).id;
   const PeerId peer = engine.connect(board.address, std::chrono::seconds(20));
   std::printf("ceiling (copy engine, 1 GiB) %.1f GB/s; %s\n", top, engine.peer(peer)->link_text().c_str());
@@ -226,20 +227,21 @@ int selftest(uint32_t cases) {
 }
 
 int main(int argc, char** argv) {
-  uint32_t budget = 0, pause = 0;
+  uint32_t pause = 0;
+  std::string cuda;
   const char* gpu = "1";
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--selftest") == 0 && i + 1 < argc)
       return selftest(static_cast<uint32_t>(std::atoi(argv[i + 1])));
     if (std::strcmp(argv[i], "--same-gpu") == 0) gpu = "0";
-    if (std::strcmp(argv[i], "--budget") == 0 && i + 1 < argc) budget = static_cast<uint32_t>(std::atoi(argv[++i]));
+    if (std::strcmp(argv[i], "--cuda") == 0 && i + 1 < argc) cuda = argv[++i];
     if (std::strcmp(argv[i], "--pause") == 0 && i + 1 < argc) pause = static_cast<uint32_t>(std::atoi(argv[++i]));
   }
   auto* board = new (::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Board{};
   const pid_t child = ::fork();  // before anything of CUDA
   try {
-    if (child == 0) ::_exit(receiver(*board, gpu, budget));
-    const int result = sender(*board, budget, pause);
+    if (child == 0) ::_exit(receiver(*board, gpu, cuda));
+    const int result = sender(*board, cuda, pause);
     ::waitpid(child, nullptr, 0);
     return result;
   } catch (const std::exception& error) {

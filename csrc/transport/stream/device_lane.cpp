@@ -19,8 +19,8 @@ constexpr auto kHung = std::chrono::seconds(10);
 }  // namespace
 
 // A piece of a copy fills a slot, unless the share is too small for enough of them.
-uint64_t slot_bytes_for(const Limits& limits, uint64_t share) noexcept {
-  return std::max(std::min(limits.chunk_bytes, share / kLeastSlots) / kLeastSlot * kLeastSlot, kLeastSlot);
+uint64_t slot_bytes_for(uint64_t most, uint64_t share) noexcept {
+  return std::max(std::min(most, share / kLeastSlots) / kLeastSlot * kLeastSlot, kLeastSlot);
 }
 
 uint32_t slots_for(uint64_t share, uint64_t slot_bytes) noexcept {
@@ -30,7 +30,7 @@ uint32_t slots_for(uint64_t share, uint64_t slot_bytes) noexcept {
 DeviceLane::DeviceLane(const Context& context, uint64_t share)
     : make_(context.device_copy),
       pin_(context.pin),
-      slot_bytes_(slot_bytes_for(context.limits, share)),
+      slot_bytes_(slot_bytes_for(context.limits.chunk_bytes, share)),
       slots_(slots_for(share, slot_bytes_)) {
   known_.reserve(kMostKnown);
 }

@@ -88,8 +88,8 @@ class DeviceLane {
   std::vector<std::pair<int, std::unique_ptr<DeviceCopy>>> devices_;  // last: pieces under way end first
 };
 
-// The size of a staging area's slots, and how many it has.
-uint64_t slot_bytes_for(const Limits& limits, uint64_t share) noexcept;
+// The size of a staging area's slots, `most` at most, and how many it has.
+uint64_t slot_bytes_for(uint64_t most, uint64_t share) noexcept;
 uint32_t slots_for(uint64_t share, uint64_t slot_bytes) noexcept;
 // A number that no other copy of this process has, never reused.
 uint64_t next_number() noexcept;

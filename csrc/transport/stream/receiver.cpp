@@ -30,12 +30,13 @@ bool Receiver::turn_away(const char* why) noexcept {
   return false;
 }
 
-int Receiver::pump(uint64_t budget) {
+int Receiver::pump(uint64_t budget, bool& moved) {
   for (uint64_t done = 0; done < budget;) {
-    if (!finish_scatters()) return -EPROTO;
+    if (!finish_scatters(moved)) return -EPROTO;
     const int64_t n = read_some();
     if (n == 0) flush_slot(false);
     if (n <= 0) return static_cast<int>(n);
+    moved = true;
     done += static_cast<uint64_t>(n);
     // A header may have come with the payload before it, and a frame may have no body: see how far we are.
     while (stage_ == Stage::kHeader && header_have_ == kHeaderBytes)
@@ -327,11 +328,11 @@ void Receiver::drop_slot() noexcept {
   if (slot_ != SlotPool::kNone) scatters_.give_back(std::exchange(slot_, SlotPool::kNone));
 }
 
-// Batches whose last scatter is over and whose END came before it.
-bool Receiver::finish_scatters() {
+// Batches whose last scatter is over and whose END came before it. `moved` becomes true when a scatter was over.
+bool Receiver::finish_scatters(bool& moved) {
   if (scatters_.empty()) return true;
   ended_.clear();
-  scatters_.progress(ended_);
+  moved |= scatters_.progress(ended_);
   return_slots();
   return std::ranges::all_of(ended_, [&](InboundBatch* batch) { return end(*batch); });
 }

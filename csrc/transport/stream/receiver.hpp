@@ -24,8 +24,8 @@ class Receiver {
   Receiver(LinkState& link, Channel& channel, Sender& acks, uint32_t index, DeviceLane& lane, SlotRing* ring);
 
   // Reads about `budget` bytes. 1: more to do at once; 0: the channel is empty; -errno: it is dead, or -EPROTO: a frame
-  // was malformed and malformed() says how.
-  int pump(uint64_t budget);
+  // was malformed and malformed() says how. `moved` becomes true when anything came, or was over on the GPU.
+  int pump(uint64_t budget, bool& moved);
   const char* malformed() const noexcept { return malformed_; }
   // From now on nothing of ours is written to the region.
   void revoke(RegionId region);
@@ -48,7 +48,7 @@ class Receiver {
   uint64_t place_from_slot(uint32_t slot, uint64_t at, uint64_t bytes);
   bool finish_end();
   bool end(InboundBatch& batch);
-  bool finish_scatters();
+  bool finish_scatters(bool& moved);
   void return_slots();
   void parse_plan(size_t bytes);
   void finish_plan();

@@ -65,7 +65,7 @@ bool Scatters::finished(Piece& piece) {
   return true;
 }
 
-void Scatters::progress(std::vector<InboundBatch*>& ended) {
+bool Scatters::progress(std::vector<InboundBatch*>& ended) {
   // All of them are asked to start before the first is asked whether it is over, so that the GPU has the next at hand.
   for (Piece& piece : pieces_) {
     const InboundPlan& plan = *piece.plan;
@@ -73,11 +73,13 @@ void Scatters::progress(std::vector<InboundBatch*>& ended) {
     lane_.start(piece.work, DeviceForm::kScatter, plan.number, plan.copy, plan.places, piece.data);
     if (piece.work.status.ok() && !piece.work.started()) break;
   }
+  const size_t before = pieces_.size();
   while (!pieces_.empty() && finished(pieces_.front())) {
     InboundBatch* const batch = pieces_.front().batch;
     pieces_.pop_front();
     if (--batch->scatters == 0 && batch->ended) ended.push_back(batch);
   }
+  return pieces_.size() < before;
 }
 
 void Scatters::settle(const InboundPlan* plan) noexcept {

@@ -72,9 +72,9 @@ class Scatters {
   void let_go(uint32_t slot) noexcept;
   // The ring's slots that nobody reads any more: the caller tells the other end, then clears it.
   std::vector<uint32_t>& returned() noexcept { return returned_; }
-  // Starts what there is room for and finishes what is over. A batch that has none left and has ended is put into
-  // `ended`. A piece that failed refuses its batch.
-  void progress(std::vector<InboundBatch*>& ended);
+  // Starts what there is room for and finishes what is over; true when something was. A batch that has none left and
+  // has ended is put into `ended`. A piece that failed refuses its batch.
+  bool progress(std::vector<InboundBatch*>& ended);
   bool empty() const noexcept { return pieces_.empty(); }
   // Afterwards nothing is written to device memory; what has not started of `plan` (null: at all) is dropped.
   void settle(const InboundPlan* plan) noexcept;

@@ -15,6 +15,13 @@ constexpr size_t kScratch = 64 << 10;
 constexpr uint64_t kWindow = kPackBytes - (16 << 10);  // amortises a system call; packed, it stays in cache
 constexpr size_t kPlanReserve = 4096;  // begin a frame only when this much scratch is left, so that it gets somewhere
 alignas(64) constexpr std::byte kZeros[64 << 10] = {};
+
+// What is waiting when the worker is asked for more has to last until it has woken up; the GPU is quicker than a
+// socket.
+uint64_t queue_bytes(const Limits& limits, SlotRing* ring) noexcept {
+  const uint64_t pieces = std::max<uint64_t>(2 * limits.chunk_bytes, 1 << 20);
+  return ring == nullptr ? pieces : std::max(pieces, 4 * ring->outgoing().slot_bytes());
+}
 }  // namespace
 
 Sender::Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& lane, SlotRing* ring)
@@ -22,14 +29,14 @@ Sender::Sender(LinkState& link, Channel& channel, uint32_t index, DeviceLane& la
       channel_(channel),
       index_(index),
       ring_(ring),
-      queue_(std::max<uint64_t>(2 * link.limits.chunk_bytes, 1 << 20)),
+      queue_(queue_bytes(link.limits, ring)),
       gathers_(link, lane, ring),
       scratch_(kScratch) {
   ends_.reserve(64);
   slots_.reserve(64);
 }
 
-int Sender::pump(uint64_t budget) {
+int Sender::pump(uint64_t budget, bool& moved) {
   uint64_t done = 0;
   take_ahead();  // gathers run while this window is written
   while (done < budget) {
@@ -41,6 +48,7 @@ int Sender::pump(uint64_t budget) {
     if (n <= 0) return static_cast<int>(n);
     consume(static_cast<uint64_t>(n));
     done += static_cast<uint64_t>(n);
+    moved = true;
   }
   return 1;
 }

@@ -27,7 +27,8 @@ class Sender {
   void push_credit(uint32_t slot);
   bool on_credit(uint64_t slot) noexcept;  // false when that slot was not lent
   // Writes about `budget` bytes. 1: more to do at once; 0: nothing to send, or the channel is full; else -errno.
-  int pump(uint64_t budget);
+  // `moved` becomes true when anything was written.
+  int pump(uint64_t budget, bool& moved);
   // From now on nothing reads the region: what the window holds of it is copied out, what follows is sent as zeros.
   void revoke(RegionId region, const Buffer& buffer);
   void close() noexcept;

@@ -27,15 +27,18 @@ Turn Stream::turn() noexcept {
     return Turn::kIdle;
   }
   try {
-    const int in = receiver_.pump(kTurn);
+    bool moved = false;
+    const int in = receiver_.pump(kTurn, moved);
     if (in < 0) {
       fail(-in, receiver_.malformed());
       return Turn::kIdle;
     }
-    const int out = sender_.pump(kTurn);
+    const int out = sender_.pump(kTurn, moved);
     // When the other end is gone, what it sent before is still to be read, and to be scattered.
     if (in > 0 || out > 0) return Turn::kAgain;
-    if (receiver_.waits_for_device() || (out >= 0 && sender_.waits_for_device())) return Turn::kDevice;
+    // After progress the GPU is soon through with the next piece, too: the loop's patience begins anew.
+    if (receiver_.waits_for_device() || (out >= 0 && sender_.waits_for_device()))
+      return moved ? Turn::kAgain : Turn::kDevice;
     if (out < 0)
       fail(-out, nullptr);
     else if (receiver_.under_way() && channel_->soon())

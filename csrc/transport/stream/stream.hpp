@@ -23,6 +23,8 @@ class Stream final : public Driven {
   void release() noexcept;  // what the GPU does for it is over, its slots are free; the last thing before it goes
   // Bytes of device memory that one piece may have; any thread.
   uint64_t slot_bytes() const noexcept { return slot_bytes_; }
+  // Does the other end read the slots themselves? Any thread.
+  bool shares_slots() const noexcept { return ring_ != nullptr; }
 
   SendQueue& queue() noexcept { return sender_.queue(); }
   IoLoop& loop() noexcept { return loop_; }

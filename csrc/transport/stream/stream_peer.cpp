@@ -12,6 +12,15 @@ namespace {
 // A batch up to this size goes over one stream: a second one costs another PLAN, END and system call each.
 constexpr uint64_t kSmall = 256 << 10;
 constexpr uint64_t kLeastPiece = 128 << 10;
+constexpr uint64_t kSharedPieces = 8;
+constexpr uint64_t kLeastShared = 512 << 10;
+
+// Of a batch of `total` bytes, `begun` of which are on their way, the next piece to go through a shared slot. Large, as
+// each costs two launches; small at either end of the batch, when one GPU waits for the other.
+uint64_t shared_piece(uint64_t total, uint64_t begun) noexcept {
+  const uint64_t left = total - std::min(begun, total);
+  return std::max(std::min({total / kSharedPieces, begun, left / 2}), kLeastShared);
+}
 }  // namespace
 
 StreamPeer::StreamPeer(StreamHub& hub, PeerId id, std::vector<std::unique_ptr<Channel>> channels,
@@ -138,6 +147,8 @@ Status StreamPeer::submit(BatchId batch, const TransferPlan& plan, uint32_t copy
   const uint64_t bit = uint64_t{1} << stream;
   Outbound::CopyState& state = out.copies[copy_index];
   const int device = state.places[cursor.pair].device;
+  if (device != kHost && streams_[stream]->shares_slots())
+    piece = std::min(link_.limits.device_chunk_bytes, shared_piece(entry.total, out.bytes));
   if (device != kHost) piece = std::min(piece, streams_[stream]->slot_bytes());
   SendItem item{&out, 0, cursor, state.epoch, copy_index, (state.planned & bit) == 0, device};
   Cursor after = cursor;

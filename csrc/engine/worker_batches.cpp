@@ -33,10 +33,6 @@ bool Worker::begin(const std::shared_ptr<Batch>& batch) {
   }
   Submit submit{batch};
   on(submit);
-  if (batch->done()) return true;
-  PeerState& peer = *peers_.at(batch->peer);
-  while (!batch->done() && peer.alive() && step(peer, *batch)) {
-  }
   return true;
 }
 
@@ -57,7 +53,10 @@ void Worker::on(Submit& submit) {
   for (const RegionId region : peer.forgetting)
     if (status.ok() && uses(*batch, Side::kDst, region))
       status = {Code::kInvalid, 0, "destination region was withdrawn"};
-  if (!status.ok()) refuse(peer, *batch, status);
+  if (!status.ok()) return refuse(peer, *batch, status);
+  if (!peer.transport->launches()) return;
+  while (!batch->done() && peer.alive() && step(peer, *batch)) {  // a GPU that idles costs more than who waits here
+  }
 }
 
 void Worker::on(Cancel& cancel) {

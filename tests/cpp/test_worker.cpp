@@ -63,6 +63,7 @@ struct FakeTransport : transport::Transport {
   std::unique_ptr<transport::Peer> connect(const transport::Link&) override {
     return std::make_unique<PromptLink>(completions, threads);
   }
+  bool launches() const override { return true; }
   size_t poll(std::span<Completion> out) override {
     before_poll();
     const size_t count = std::min(out.size(), completions.size());

@@ -55,7 +55,7 @@ Status CudaLink::fail(BatchId id, Batch& batch, Status status) {
 void CudaLink::complete(Completion completion) {
   ready_.push_back(std::move(completion));
   ready_count_.store(ready_.size(), std::memory_order_release);
-  core_->wake();
+  if (!taking_) core_->wake();
 }
 
 void CudaLink::settle_batches() {
@@ -88,8 +88,12 @@ bool CudaLink::hot(Clock::time_point now) const {
 }
 
 size_t CudaLink::take(std::span<Completion> out) {
-  if (hot(Clock::now())) receive();
   const std::lock_guard lock(mutex_);
+  taking_ = true;
+  if (const auto now = Clock::now(); launched_ != done_ || now < hot_until_) {
+    read_last_ = now;
+    read_messages();
+  }
   if (lost_.ok() && staged_)
     if (const Status s = staged_->lost(); !s.ok()) lose(s);  // one half does not go on without the other
   if (launched_ != done_) {
@@ -104,43 +108,43 @@ size_t CudaLink::take(std::span<Completion> out) {
     ++n;
   }
   ready_count_.store(ready_.size(), std::memory_order_release);
+  // What arrived is handed on before it is acknowledged, which costs a system call: the worker comes again at once.
+  if (n == 0 && !outbox_.empty()) flush();
+  taking_ = false;
   return n;
 }
 
-Status CudaLink::check(const PagedCopy& copy) const {
-  const auto imported = [&](RegionId id) {
+// Are all pairs inside their regions, and where do those begin on the device? A region is looked up once: a submit is
+// mostly such look-ups.
+Status CudaLink::make_tables(Prepared& prepared, const PagedCopy& copy) {
+  src_.clear();
+  dst_.clear();
+  bool all_here = true;
+  Status missing;
+  const auto imported = [&](RegionId id) -> uint64_t {
     const auto found = imports_.find(id);
-    return found == imports_.end() ? uint64_t{0} : found->second.region.buffer.bytes;
+    if (found == imports_.end()) return 0;
+    const Import& import = found->second;
+    if (missing.ok() && !import.refused.ok()) missing = import.refused;
+    if (missing.ok() && !import.unmapped.empty())
+      missing = {Code::kUnavailable, 0, "a region lost its mapping with the batch under way"};
+    all_here = all_here && import.address != 0;  // else its descriptors are under way
+    dst_.push_back(import.address);
+    return import.region.buffer.bytes;
   };
   if (const Status s = check_range(copy, Side::kDst, imported); !s.ok()) return s;
-  const std::lock_guard lock(core_->regions_mutex);
-  const auto local = [&](RegionId id) {
+  const auto local = [&](RegionId id) -> uint64_t {
     const auto found = core_->regions.find(id);
-    return found == core_->regions.end() ? uint64_t{0} : found->second.buffer.bytes;
+    if (found == core_->regions.end()) return 0;
+    src_.push_back(reinterpret_cast<uint64_t>(found->second.buffer.data));
+    return found->second.buffer.bytes;
   };
-  return check_range(copy, Side::kSrc, local);
-}
-
-// Where the regions of every pair begin, on the device.
-Status CudaLink::make_tables(Prepared& prepared, const PagedCopy& copy) {
-  std::vector<uint64_t> src, dst;
-  src.reserve(copy.pairs.size());
-  dst.reserve(copy.pairs.size());
   {
     const std::lock_guard lock(core_->regions_mutex);
-    for (const RegionPair& p : copy.pairs) {
-      const Import& import = imports_.at(p.dst);
-      if (!import.refused.ok()) return import.refused;
-      if (!import.unmapped.empty())
-        return {Code::kUnavailable, 0, "a region lost its mapping with the batch under way"};
-      if (import.address == 0) return kOkStatus;  // its descriptors are under way
-      const auto local = core_->regions.find(p.src);
-      if (local == core_->regions.end()) return {Code::kInvalid, 0, "unknown region"};
-      src.push_back(reinterpret_cast<uint64_t>(local->second.buffer.data));
-      dst.push_back(import.address);
-    }
+    if (const Status s = check_range(copy, Side::kSrc, local); !s.ok()) return s;
   }
-  const Status status = copier_->prepare(copy, DeviceForm::kPaged, src, dst, prepared.tables);
+  if (!missing.ok() || !all_here) return missing;
+  const Status status = copier_->prepare(copy, DeviceForm::kPaged, src_, dst_, prepared.tables);
   if (status.code == Code::kInternal) device_failed(status);
   return status;
 }
@@ -164,13 +168,24 @@ Status CudaLink::prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_i
   // As it was before the look-up: a region deregistered meanwhile makes the next call look again.
   prepared.local_generation = local_generation;
   prepared.import_generation = import_generation_;
-  if (const Status s = check(copy); !s.ok()) return s;
   if (const Status s = make_tables(prepared, copy); !s.ok()) return s;
   ready = prepared.tables != 0;
   return kOkStatus;
 }
 
-CudaLink::Route CudaLink::choose_route(const PagedCopy& copy) const {
+// Is everything here device memory, and everything there mapped, so that no copy needs to be looked at?
+bool CudaLink::all_mapped() {
+  const uint64_t generation = core_->generation.load(std::memory_order_acquire);
+  if (generation == mapped_.local_generation && import_generation_ == mapped_.import_generation) return mapped_.all;
+  const std::lock_guard lock(core_->regions_mutex);
+  mapped_ = {generation, import_generation_, true};
+  for (const auto& [id, import] : imports_) mapped_.all = mapped_.all && import.address != 0;
+  for (const auto& [id, region] : core_->regions) mapped_.all = mapped_.all && region.buffer.device != kHost;
+  return mapped_.all;
+}
+
+CudaLink::Route CudaLink::choose_route(const PagedCopy& copy) {
+  if (all_mapped()) return Route::kMapped;
   Route route = Route::kMapped;
   const std::lock_guard lock(core_->regions_mutex);
   for (const RegionPair& p : copy.pairs) {

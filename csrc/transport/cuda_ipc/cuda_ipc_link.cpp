@@ -91,12 +91,21 @@ void CudaLink::flush() {
   if (const Status s = outbox_.flush(); !s.ok()) lose(s);
 }
 
+// Two threads after one message only hinder each other: a worker that polls reads it sooner.
 void CudaLink::receive() {
   const std::lock_guard lock(mutex_);
+  unread_ = Clock::now() < read_last_ + kHotTime;
+  if (unread_) return;
+  read_messages();
+  flush();
+}
+
+void CudaLink::read_messages() {
+  unread_ = false;
   while (lost_.ok()) {
     std::vector<sys::UniqueFd> fds;
     const int64_t n = sys::recv_message(connection_.socket.get(), inbox_, &fds);
-    if (n == -EAGAIN) return flush();
+    if (n == -EAGAIN) return;
     if (n <= 0) return lose({Code::kPeerLost, static_cast<int32_t>(-n), n == 0 ? "the other end closed" : "recvmsg"});
     Header header;
     if (n < static_cast<int64_t>(sizeof header)) return lose({Code::kPeerLost, 0, "malformed message"});
@@ -106,8 +115,8 @@ void CudaLink::receive() {
 }
 
 void CudaLink::process_exited() {
-  receive();  // what it said before
   const std::lock_guard lock(mutex_);
+  read_messages();  // what it said before
   lose({Code::kPeerLost, ESRCH, "the peer's process ended"});
 }
 
@@ -115,7 +124,7 @@ void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::Uniq
   switch (header.type) {
     case Type::kBegin:
       hot_until_ = Clock::now() + kHotTime;
-      return core_->wake();
+      return taking_ ? void() : core_->wake();
     case Type::kWant:
       return handle_want(header.region, header.batch);
     case Type::kPieces:
@@ -156,7 +165,10 @@ void CudaLink::handle_end(const Header& header, ByteView tail) {
   Header ack;
   ack.type = Type::kAck;
   ack.batch = header.batch;
-  post(ack);
+  if (taking_)
+    outbox_.keep(ack);  // take() sends it
+  else
+    post(ack);
 }
 
 // --- regions
@@ -243,8 +255,12 @@ void CudaLink::settle_revoked() {
 
 bool CudaLink::settle() {
   const std::lock_guard lock(mutex_);
+  if (unread_ && Clock::now() >= read_last_ + kHotTime) {
+    read_messages();
+    flush();
+  }
   settle_revoked();
-  return !giving_back_.empty();
+  return unread_ || !giving_back_.empty();
 }
 
 void CudaLink::handle_want(RegionId region, uint64_t from) {

@@ -75,7 +75,7 @@ class CudaLink {
   // Poll thread.
   void receive();
   void process_exited();
-  bool settle();  // answers what waits for the device; true while something does
+  bool settle();  // does what waits for the device or was left to the worker; true while something does
 
  private:
   struct Import {
@@ -107,17 +107,18 @@ class CudaLink {
   };
 
   Status prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor, bool& ready);
-  Route choose_route(const PagedCopy& copy) const;
+  bool all_mapped();
+  Route choose_route(const PagedCopy& copy);
   Status submit_staged(BatchId id, Batch& batch, const TransferPlan& plan, uint32_t copy_index, Cursor& cursor);
   bool notify_staged(BatchId id, Batch& batch, std::optional<uint64_t> tag, ByteView tail);
   bool still(const Batch& batch);
-  Status check(const PagedCopy& copy) const;
   Status make_tables(Prepared& prepared, const PagedCopy& copy);
   Status fail(BatchId id, Batch& batch, Status status);
   void settle_batches();
   void finish(BatchId id, Batch& batch, Status status);
   bool over(DeviceTicket ticket);
   void complete(Completion completion);
+  void read_messages();
   void lose(Status why);
   void device_failed(Status why);
   void post(const Header& header, std::vector<int> fds = {});  // now or, when the socket is full, by who polls
@@ -145,13 +146,21 @@ class CudaLink {
   DeviceTicket launched_ = 0, done_ = 0;
   std::unordered_map<RegionId, Import> imports_;
   uint64_t import_generation_ = 1;
-  std::set<RegionId> gone_;                                  // asked back before they were imported
-  std::set<RegionId> asked_back_;                            // of ours, unanswered
+  struct {
+    uint64_t local_generation = 0, import_generation = 0;
+    bool all = false;
+  } mapped_;                         // all_mapped()'s answer, and for which state of the region tables
+  std::vector<uint64_t> src_, dst_;  // scratch
+  std::set<RegionId> gone_;          // asked back before they were imported
+  std::set<RegionId> asked_back_;    // of ours, unanswered
   std::deque<std::pair<Import, DeviceTicket>> giving_back_;  // theirs: answered, and unmapped, when the piece is over
   std::unordered_map<BatchId, Batch> batches_;
   std::deque<Completion> ready_;
   std::atomic<size_t> ready_count_{0};
   local::Outbox<Type> outbox_;
+  bool taking_ = false;            // the worker is in take(): it needs no waking
+  bool unread_ = false;            // there are messages that the poll thread left to the worker,
+  Clock::time_point read_last_{};  // which read some last at this time
   Clock::time_point hot_until_{};
   Status lost_, broken_;  // broken_: the device failed
   Bytes inbox_;

@@ -68,6 +68,9 @@ class Outbox {
     return flush();
   }
 
+  // Likewise, but by the next flush(), which the caller sees to.
+  void keep(const Header<Type>& header) { letters_.push_back({header, {}, {}, {}}); }
+
   // When the socket may have room again.
   Status flush() {
     while (!letters_.empty()) {

@@ -73,6 +73,7 @@ def test_each_end_sees_its_own_gpu_when_isolated(driver: Path, tmp_path: Path) -
     [
         (["--memory", "device", "--device", "0"], "expected SRC:DST"),
         (["--sm-budget", "8"], "go with --memory device"),
+        (["--memory", "device", "--burst", "3"], "expected 0, or 5 to 1000"),
         (["--peer", "nccl"], "give --memory device"),
         (["--memory", "device", "--device", "0:7"], "this process sees 2 GPUs"),
     ],

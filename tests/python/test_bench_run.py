@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
+from bench_library import Library, served_channel
 
-from pdxfer.bench import ceiling, movers, session
+from pdxfer.bench import ceiling, movers
 from pdxfer.bench.ceiling import MemcpyCeiling, SharedTarget, StreamCeiling, StreamSink
 from pdxfer.bench.channel import Channel
-from pdxfer.bench.errors import BenchError, EndGone
-from pdxfer.bench.memory import ByteArray, allocate
+from pdxfer.bench.errors import BenchError
+from pdxfer.bench.memory import allocate
 from pdxfer.bench.movers import Options
 from pdxfer.bench.runner import Row, Runner, Settings
 from pdxfer.bench.worker import open_channel, stop
-from pdxfer.bench.workloads import Geometry, Pages, Workload
+from pdxfer.bench.workloads import Workload
 
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,72 +32,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 WORK = Workload("Qwen2.5-7B", 16, 128, "random", 512)
 QUICK = Settings(repeats=3, warmups=1, least=1)
-
-
-class Library(ModuleType):
-    """A transfer library in one process: the receiver's pool is written directly. `fault` says how it errs."""
-
-    def __init__(self) -> None:
-        super().__init__("bench_test_library")
-        self.fault = ""
-        self.target: list[ByteArray] = []
-        self.opened = self.closed = 0
-
-    def make_receiver(self, options: Options) -> Library:
-        self.opened += 1
-        return self
-
-    def make_sender(self, options: Options) -> Library:
-        self.opened += 1
-        if self.fault == "missing":
-            raise ImportError("no such library")
-        return self
-
-    def open(self, pool: list[ByteArray]) -> dict[str, Any]:
-        self.target = pool
-        return {"fine": True}
-
-    def arrived(self, number: int) -> None:
-        if self.fault == "no notice":
-            raise BenchError("no notice of arrival")
-
-    def connect(self, pool: list[ByteArray], remote: dict[str, Any]) -> None:
-        assert remote == {"fine": True}
-        self.source = pool
-        if self.fault == "refused":
-            raise ConnectionError("nobody there")
-
-    def path(self) -> movers.Path:
-        return movers.Path("shm", "by hand")
-
-    def prepare(self, geometry: Geometry, src: Pages, dst: Pages) -> None:
-        self.geometry, self.src, self.dst = geometry, src, dst
-
-    def transfer(self, number: int) -> float:
-        if self.fault == "raises":
-            raise TimeoutError("took too long")
-        g = self.geometry
-        if self.fault == "lazy" and number == 2:
-            return 0.0
-        for source, target in zip(self.source, self.target, strict=True):
-            frm = source.reshape(g.src_slots, g.page_size, g.src_token)[:, :, g.src_skip : g.src_skip + g.piece]
-            to = target.reshape(g.dst_slots, g.page_size, g.dst_token)[:, :, g.dst_skip : g.dst_skip + g.piece]
-            to[self.dst] = frm[self.src]
-        if self.fault == "flips":
-            self.target[20][int(self.dst[3]) * g.page_size * g.dst_token + 5] ^= 4
-        if self.fault == "spills":
-            free = next(p for p in range(g.dst_slots) if p not in set(self.dst.tolist()))
-            self.target[55][free * g.page_size * g.dst_token] = 0
-        return 1e-6
-
-    def note(self) -> str:
-        return ""
-
-    def versions(self) -> dict[str, str]:
-        return {"library": "1"}
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 @pytest.fixture
@@ -114,23 +44,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 @pytest.fixture
 def channel() -> Iterator[Channel]:
-    """A channel to a receiving end in a thread of this process."""
-    ours, theirs = socket.socketpair()
-    served = session.Session(Channel(theirs, "the sending end"))
-
-    def serve() -> None:
-        with contextlib.suppress(EndGone):
-            served.serve()
-        served.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    out = Channel(ours, "the receiving end")
-    yield out
-    out.close()
-    thread.join(10)
-    theirs.close()
-    assert not thread.is_alive()
+    with served_channel() as out:
+        yield out
 
 
 def run(channel: Channel, works: list[Workload], settings: Settings = QUICK) -> list[Row]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.movers import DEVICE_PEERS
+from pdxfer.bench.runner import BURST_LEAST
 from pdxfer.bench.workloads import MODELS, PATTERNS, RAW, Workload, check, find_model, shrunk
 
 POOL_FACTOR = 4.0  # tokens in a pool per token that moves
 STUDIES = ("latency", "duplex", "interference")  # bench/studies.py
 DEVICE_POOL_FACTOR = 2.0  # every byte of a GPU's pool is copied back for verification
 LEAST_FACTOR = 1.25
+BURST = 12
 SHARE = 0.7  # of the available memory
 TARGET = {"tcp": 64_000_000, "rdma": 64_000_000}  # bytes of a row, at most
 TARGET_ELSE = 256_000_000
@@ -91,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--copy-threads", type=_positive, metavar="N", help="threads of host copies")
     how.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another field of pdxfer.Config")
     how.add_argument("--repeats", type=_positive, default=15, metavar="N", help="timed repeats of a row (15)")
+    how.add_argument(
+        "--burst", type=int, metavar="N", help=f"transfers back to back after each, 0: none (GPU memory: {BURST})"
+    )
     how.add_argument("--row-seconds", type=float, default=10.0, metavar="S", help="fewer repeats after S (10)")
     how.add_argument("--no-verify", action="store_true", help="do not look at what arrived")
     how.add_argument("--no-ceiling", action="store_true", help="do not measure memcpy or raw sockets")
@@ -134,6 +139,16 @@ def studies_of(args: argparse.Namespace) -> list[str]:
     if args.study and args.connect:
         raise BenchError("--study compares clocks of both ends: it needs them on one machine, without --connect")
     return list(STUDIES) if "all" in args.study else list(dict.fromkeys(args.study))
+
+
+def burst_of(args: argparse.Namespace) -> int:
+    """Transfers of a burst: GPUs and their workers fall asleep between transfers, and a server under load does not
+    let them."""
+    if args.burst is None:
+        return BURST if args.memory == "device" else 0
+    if args.burst != 0 and not BURST_LEAST <= args.burst <= 1000:
+        raise BenchError(f"--burst {args.burst}: expected 0, or {BURST_LEAST} to 1000")
+    return int(args.burst)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, str]:

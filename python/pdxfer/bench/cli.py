@@ -9,11 +9,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pdxfer import __version__
 from pdxfer.bench import studies
 from pdxfer.bench.arguments import (
     Memory,
+    burst_of,
     devices_of,
     parser,
     settings_of,
@@ -164,6 +166,7 @@ def _collect(
         row_seconds=args.row_seconds,
         verify=not args.no_verify,
         ceiling=not args.no_ceiling,
+        burst=burst_of(args),
     )
     options = _options(args, transports, config, secret)
     channel, process = open_channel(options[0], args.connect, __version__)
@@ -185,7 +188,9 @@ def _collect(
     finally:
         channel.close()
         stop(process)
-    peer_settings = Settings(min(PEER_REPEATS, args.repeats), 3, 1, PEER_ROW_SECONDS, settings.verify, settings.ceiling)
+    peer_settings = replace(
+        settings, repeats=min(PEER_REPEATS, args.repeats), warmups=3, least=1, row_seconds=PEER_ROW_SECONDS
+    )
     for name in usable:
         for option in options[:: len(args.sm_budget or [None])]:
             if not _uses([name], option.transport, args.memory, transports):

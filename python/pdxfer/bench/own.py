@@ -155,6 +155,7 @@ class OwnReceiver:
                 if not arrival.ok:
                     raise BenchError(f"the receiver was told of a failed transfer: {arrival.status}")
                 at[arrival.tag - _TAG] = now
+                self._arrived.add(arrival.tag)
             if now > deadline * 1e9:
                 raise BenchError(f"{len(at)} of {count} arrivals within {TRANSFER_SECONDS:g} s")
         return [at[number] for number in range(first, first + count)]

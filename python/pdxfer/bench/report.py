@@ -102,7 +102,19 @@ def _lines(row: Row) -> list[str]:
     times = row.get("pdxfer_times")
     lines = [name] if len(name) > _NAME else []
     lines.append(f"{'' if lines else name:<{_NAME}}{text}" + (f"{times:>11.1f}x" if times else ""))
+    if row.get("burst"):
+        lines.append(_back_to_back(row))
     return lines + (_wrapped(f"      WRONG: {row['wrong']}", indent="      ") if row["wrong"] else [])
+
+
+def _back_to_back(row: Row) -> str:
+    """What a row whose transfers follow one another says besides."""
+    text = f"after a pause {row['idle_ms']:.2f} ms, {_number(row['idle_gbps'])} GB/s"
+    if row["notified_ms"]:
+        share = f", {row['notified_percent']:.0f}% of it" if row["notified_percent"] else ""
+        told = f"submit to arrival {row['notified_ms']:.2f} ms, {_number(row['notified_gbps'])} GB/s{share}"
+        text = f"{told}; {text}"
+    return f"      {row['burst']} back to back; {text}"
 
 
 def _number(value: float) -> str:

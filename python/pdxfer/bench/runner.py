@@ -1,16 +1,18 @@
 """The sending end: runs workloads through one library and makes a row of each.
 
-Per repeat, in this order: the receiver spoils its sample, the ceiling is measured once, the transfer is timed, the
-receiver looks at its sample. After the repeats the receiver looks at every byte of its pool.
+Per repeat, in this order: the receiver spoils its sample, the ceiling is measured once, a transfer is timed, the
+receiver looks at its sample; where `Settings.burst` asks for it, the sample is spoilt again, transfers are timed back
+to back, and the receiver looks again. After the repeats the receiver looks at every byte of its pool.
 """
 
 from __future__ import annotations
 
 import contextlib
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,17 +24,24 @@ from pdxfer.bench.device_ceiling import PeerCopyCeiling, PinnedCopyCeiling, host
 from pdxfer.bench.errors import BenchError, describe
 from pdxfer.bench.memory import Content, Pool, allocate, fill_source, host_buffers, machine
 from pdxfer.bench.movers import Options, Path, Sender, make_sender
+from pdxfer.bench.own import OwnSender
 from pdxfer.bench.workloads import RAW, Geometry, Workload, joint_runs, make_pages, pages_digest
 
 Row = dict[str, Any]
 Ceiling: TypeAlias = "MemcpyCeiling | StreamCeiling | PeerCopyCeiling | PinnedCopyCeiling"
 POOL_SECONDS = 120.0  # to allocate and fill a pool of many GiB
 VERIFY_SECONDS = 300.0
+BURST_SECONDS = 0.25  # of a burst: a library that takes long gets shorter ones, or none
+BURST_LEAST, RAMP = 5, 2  # transfers of a burst; the first of them come after a pause and are not counted
+WATCH_SECONDS = 150.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How rows are measured. `row_seconds` bounds the repeats of a row; at least `least` are made all the same."""
+    """How rows are measured. `row_seconds` bounds the repeats of a row; at least `least` are made all the same.
+
+    `burst`: transfers back to back after each single one; 0: none.
+    """
 
     repeats: int = 15
     warmups: int = 2
@@ -40,6 +49,7 @@ class Settings:
     row_seconds: float = 10.0
     verify: bool = True
     ceiling: bool = True
+    burst: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,10 +63,15 @@ class Opened:
 
 @dataclass
 class _Times:
-    transfer: list[float]
-    plan: list[float]
-    ceiling: list[float]
-    one_stream: list[float]
+    """Seconds. `single`: of a transfer after a pause; `hot`: of one that follows another, from the call until the
+    sender was told; `notified`: from submit until the receiver's poll; `plan`: of the hot ones, where there are any."""
+
+    single: list[float] = field(default_factory=list)
+    hot: list[float] = field(default_factory=list)
+    notified: list[float] = field(default_factory=list)
+    plan: list[float] = field(default_factory=list)
+    ceiling: list[float] = field(default_factory=list)
+    one_stream: list[float] = field(default_factory=list)
 
 
 class Runner:
@@ -208,33 +223,76 @@ class Runner:
         return StreamCeiling(source, geometry.bytes, self._channel.peer_host(), port, path.streams)
 
     def _repeat(self, sender: Sender, work: Workload, ceiling: Ceiling | None) -> _Times:
-        settings, times = self._settings, _Times([], [], [], [])
-        begin, number, warmups = time.monotonic(), 0, settings.warmups
-        while len(times.transfer) < settings.repeats:
+        settings, times = self._settings, _Times()
+        begin, number, repeat, warmups, burst = time.monotonic(), 0, 0, settings.warmups, 0
+        while len(times.single) < settings.repeats:
             spent = time.monotonic() - begin
             if spent > settings.row_seconds:
-                warmups = min(warmups, number)  # a slow library: what was seen so far has to be warm enough
-                if len(times.transfer) >= settings.least:
+                warmups = min(warmups, repeat)  # a slow library: what was seen so far has to be warm enough
+                if len(times.single) >= settings.least:
                     break
-            self._step(work, number / (settings.warmups + settings.repeats))
-            if settings.verify:
-                self._channel.call("spoil")
-            ceiling_seconds = ceiling.measure() if ceiling else 0.0
+            self._step(work, repeat / (settings.warmups + settings.repeats))
+            ceiling_seconds = self._spoil_and_measure(ceiling)
             start = time.perf_counter()
             planned = sender.transfer(number)
             elapsed = time.perf_counter() - start
-            answer = self._channel.call("arrived", number=number, check=settings.verify)
-            if answer["wrong"]:
-                raise BenchError(f"repeat {number}: {answer['wrong']}")
+            self._arrived(number, f"repeat {repeat}")
             number += 1
-            if number <= warmups:
+            repeat += 1
+            if repeat <= warmups:
                 continue
-            times.transfer.append(elapsed)
-            times.plan.append(planned)
+            if not times.single:
+                burst = min(settings.burst, int(BURST_SECONDS / elapsed))
+            times.single.append(elapsed)
             times.ceiling.append(ceiling_seconds)
+            if burst >= BURST_LEAST:
+                self._burst(sender, range(number, number + burst), times)
+                number += burst
+            else:
+                times.plan.append(planned)
             if isinstance(ceiling, StreamCeiling) and len(times.one_stream) < 3:
                 times.one_stream.append(ceiling.measure(streams=1))
         return times
+
+    def _spoil_and_measure(self, ceiling: Ceiling | None) -> float:
+        if self._settings.verify:
+            self._channel.call("spoil")
+        return ceiling.measure() if ceiling else 0.0
+
+    def _arrived(self, number: int, which: str, check: bool = True) -> None:
+        answer = self._channel.call("arrived", number=number, check=check and self._settings.verify)
+        if answer["wrong"]:
+            raise BenchError(f"{which}: {answer['wrong']}")
+
+    def _burst(self, sender: Sender, numbers: range, times: _Times) -> None:
+        """Transfers back to back; all have to arrive, and the sample has to be right after the last."""
+        if self._settings.verify:
+            self._channel.call("spoil")
+        # pdxfer's arrivals are seen by the clock that both processes of a machine share
+        watched = isinstance(sender, OwnSender) and self._channel.socket.family == socket.AF_UNIX
+        if watched:
+            self._channel.send({"do": "watch", "first": numbers.start, "count": len(numbers)})
+        begins, plans, ends = [], [], []
+        try:
+            for number in numbers:
+                begins.append(time.monotonic_ns())
+                plans.append(sender.transfer(number))
+                ends.append(time.monotonic_ns())
+        except Exception:
+            if watched:  # its answer, an error, must not be taken for another's
+                with contextlib.suppress(BenchError):
+                    self._channel.receive(WATCH_SECONDS)
+            raise
+        if watched:
+            answer = self._channel.receive(WATCH_SECONDS)
+            if "error" in answer:
+                raise BenchError(str(answer["error"]))
+            told = zip(answer["at_ns"], begins, plans, strict=True)
+            times.notified += [(at - begin) / 1e9 - plan for at, begin, plan in told][RAMP:]
+        for number in numbers:
+            self._arrived(number, "the last of a burst", check=number == numbers[-1])
+        times.hot += [(end - begin) / 1e9 for begin, end in zip(begins, ends, strict=True)][RAMP:]
+        times.plan += plans[RAMP:]
 
     def head(self, library: str, path: Path, options: Options, work: Workload) -> Row:
         """What every row says of its workload, machines and GPUs."""
@@ -288,22 +346,30 @@ def sm_budget(options: Options) -> int | None:
 
 def failed_figures(reason: str) -> Row:
     """The part of a row that `_figures` fills, for a row that has none."""
-    names = ("gbps", "p50_ms", "p99_ms", "plan_us", "ceiling_gbps", "ceiling_1stream_gbps", "percent_of_ceiling")
-    nothing: Row = dict.fromkeys(names)
-    return nothing | {"repeats": 0, "ceiling_kind": None, "verified": False, "failed": reason}
+    nothing: Row = dict.fromkeys(_figures(_Times([1.0], plan=[0.0], ceiling=[0.0]), 1))
+    return nothing | {"repeats": 0, "burst": 0, "ceiling_kind": None, "verified": False, "failed": reason}
 
 
 def _figures(times: _Times, bytes: int) -> Row:
     """Seconds to figures. GB/s are 1e9 bytes per second, from the medians."""
-    p50, p99 = (float(np.percentile(times.transfer, q)) for q in (50, 99))
+    taken = times.hot or times.single
+    p50, p99 = (float(np.percentile(taken, q)) for q in (50, 99))
     ceiling = float(np.median(times.ceiling))
     one = bytes / min(times.one_stream) / 1e9 if times.one_stream else None
+    idle = float(np.median(times.single)) if times.hot else None
+    notified = float(np.median(times.notified)) if times.notified else None
     return {
         "gbps": bytes / p50 / 1e9,
         "p50_ms": p50 * 1e3,
         "p99_ms": p99 * 1e3,
         "plan_us": float(np.median(times.plan)) * 1e6,
-        "repeats": len(times.transfer),
+        "repeats": len(times.single),
+        "burst": len(times.hot) // len(times.single) + RAMP if times.hot else 0,
+        "idle_ms": idle * 1e3 if idle else None,
+        "idle_gbps": bytes / idle / 1e9 if idle else None,
+        "notified_ms": notified * 1e3 if notified else None,
+        "notified_gbps": bytes / notified / 1e9 if notified else None,
+        "notified_percent": 100 * ceiling / notified if notified and ceiling else None,
         "ceiling_gbps": bytes / ceiling / 1e9 if ceiling else None,
         "ceiling_1stream_gbps": one,
         "percent_of_ceiling": 100 * ceiling / p50 if ceiling else None,

@@ -1,0 +1,87 @@
+"""Transfers back to back, as the bench times them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+from bench_library import Library, served_channel
+
+from pdxfer.bench import movers, runner
+from pdxfer.bench.channel import Channel
+from pdxfer.bench.movers import Options
+from pdxfer.bench.runner import Row, Runner, Settings
+from pdxfer.bench.worker import open_channel, stop
+from pdxfer.bench.workloads import Workload
+
+WORK = Workload("Qwen2.5-7B", 16, 128, "random", 512)
+BURSTS = Settings(repeats=2, warmups=1, burst=6)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    module = Library()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(movers.MOVERS, "test", (module.__name__, "cannot be installed"))
+    return module
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    with served_channel() as out:
+        yield out
+
+
+def run(channel: Channel, works: list[Workload], settings: Settings) -> list[Row]:
+    return list(Runner(channel, settings, lambda work, fraction: None).run("test", Options("shm"), works))
+
+
+def test_bursts_are_the_figures_and_single_transfers_stand_beside_them(
+    channel: Channel, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BURST_SECONDS", 600.0)  # however slow the machine is now
+    (row,) = run(channel, [WORK], BURSTS)
+    assert row["verified"] and row["burst"] == 6 and row["repeats"] == 2
+    assert library.transfers == 1 + 2 * (1 + 6)
+    assert row["idle_gbps"] == pytest.approx(row["bytes"] / row["idle_ms"] / 1e6)
+    assert row["gbps"] == pytest.approx(row["bytes"] / row["p50_ms"] / 1e6)
+    assert row["notified_ms"] is None  # another library's arrivals are not watched
+
+
+def test_a_library_too_slow_for_bursts_gets_single_transfers(
+    channel: Channel, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BURST_SECONDS", 0.0)
+    (row,) = run(channel, [WORK], BURSTS)
+    assert row["burst"] == 0 and row["idle_ms"] is None and library.transfers == 3 and row["gbps"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [("lazy burst", "the last of a burst: .*had not arrived"), ("raises in a burst", "TimeoutError: took too long")],
+)
+def test_a_burst_that_fails_fails_the_row(
+    channel: Channel, library: Library, monkeypatch: pytest.MonkeyPatch, fault: str, text: str
+) -> None:
+    monkeypatch.setattr(runner, "BURST_SECONDS", 600.0)
+    library.fault = fault
+    (row,) = run(channel, [WORK], BURSTS)
+    assert row["failed"] and re.search(text, row["failed"]) and row["gbps"] is None
+
+
+def test_the_engines_arrivals_of_a_burst_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "BURST_SECONDS", 600.0)
+    options = Options("shm")
+    channel, process = open_channel(options, None, "test")
+    try:
+        bench = Runner(channel, BURSTS, lambda work, fraction: None)
+        (row,) = bench.run("pdxfer", options, [WORK])
+        bench.goodbye()
+    finally:
+        channel.close()
+        stop(process)
+    assert row["failed"] is None and row["verified"] and row["burst"] == 6
+    assert row["notified_ms"] > 0 and row["notified_gbps"] == pytest.approx(row["bytes"] / row["notified_ms"] / 1e6)
+    assert row["notified_percent"] == pytest.approx(100 * row["notified_gbps"] / row["ceiling_gbps"])

@@ -21,7 +21,7 @@ class CudaTransport final : public Transport {
  public:
   explicit CudaTransport(Context context)
       : core_(std::make_shared<Core>(std::move(context))),
-        hub_(core_->context, "cuda_ipc", stream::StreamHub::OpenDevices::kAtFirstUse),
+        hub_(core_->context, "cuda_ipc", stream::StreamHub::TryDevices::kNever),
         address_(local::Address::here("pdxfer-gpu-")),
         listener_(sys::listen_seqpacket(address_.name), "pdx-gpu-listen"),
         thread_([this] { run(); }) {}

@@ -1,10 +1,9 @@
 // DeviceLane: what one io thread needs for device memory: a DeviceCopy per GPU, and pinned slots that payload passes
 // through, as many for what it sends as for what it receives. The two never borrow from one another: a receiver's slots
-// come free by the GPU alone, so two ends that send to each other cannot wait for each other. Slots are made and pinned
-// by the first piece that needs one, so that whoever only registers device memory pays nothing for them.
+// come free by the GPU alone, so two ends that send to each other cannot wait for each other. Copies are made, and
+// slots made and pinned, by the first piece that needs one: whoever only registers device memory pays nothing for them.
 //
-// add_device from a set-up thread while the io thread stands still (IoLoop::run) or does not exist; the rest from the
-// io thread. Owns the memory and the copies; the streams that use them are gone before.
+// Used by the io thread. Owns the memory and the copies; the streams that use them are gone before.
 #pragma once
 
 #include <memory>

@@ -2,7 +2,6 @@
 #include "transport/stream/stream_hub.hpp"
 
 #include <algorithm>
-#include <exception>
 #include <utility>
 
 #include "transport/stream/frame.hpp"
@@ -10,38 +9,26 @@
 
 namespace pdxfer::transport::stream {
 
-StreamHub::StreamHub(const Context& context, const char* transport, OpenDevices open)
+StreamHub::StreamHub(const Context& context, const char* transport, TryDevices tried)
     : context_(context),
       limits_(context.limits),
       wake_(context.wake ? context.wake : [] {}),
       transport_(transport),
-      open_(open) {}
+      tried_(tried) {}
 
 StreamHub::~StreamHub() = default;
 
 Bytes StreamHub::register_memory(const Region& region) {
-  if (region.buffer.device != kHost && open_ == OpenDevices::kAtRegistration) add_device(region.buffer.device);
+  if (region.buffer.device != kHost && tried_ == TryDevices::kAtRegistration) try_device(region.buffer.device);
   regions_.add(region, transport_);
   return {};
 }
 
-// A GPU is known to every io thread, also to those that start later, before a region of its memory is.
-void StreamHub::add_device(int ordinal) {
+void StreamHub::try_device(int ordinal) {
   const std::lock_guard lock(mutex_);
   if (std::ranges::find(devices_, ordinal) != devices_.end()) return;
   try {
-    if (drivers_.empty()) add_driver();  // so that what stands in the way is said now and not to a peer
-    for (Driver& driver : drivers_) {
-      std::exception_ptr failure;
-      driver.loop->run([&] {
-        try {
-          driver.lane->add_device(ordinal);
-        } catch (...) {
-          failure = std::current_exception();
-        }
-      });
-      if (failure) std::rethrow_exception(failure);
-    }
+    DeviceLane(context_, 0).add_device(ordinal);
   } catch (const Error& error) {
     throw Error(
         error.code(),
@@ -54,7 +41,6 @@ void StreamHub::add_device(int ordinal) {
 void StreamHub::add_driver() {
   Driver driver;
   driver.lane = std::make_unique<DeviceLane>(context_, limits_.staging_bytes / std::max(1u, limits_.io_threads));
-  for (const int ordinal : devices_) driver.lane->add_device(ordinal);
   driver.loop = std::make_unique<IoLoop>("pdx-io-" + std::to_string(drivers_.size()));
   drivers_.push_back(std::move(driver));
 }

@@ -23,13 +23,13 @@ class StreamPeer;
 
 class StreamHub {
  public:
-  // When a GPU is made ready: with the first region of its memory, so that what stands in the way is said there, or
-  // with the first piece, by a transport that seldom comes to that.
-  enum class OpenDevices : uint8_t { kAtRegistration, kAtFirstUse };
+  // A GPU is made ready by the first piece that needs it, in each io thread. Is it tried, and given back, with the
+  // first region of its memory, so that what stands in the way is said there? Not by a transport that has other ways.
+  enum class TryDevices : uint8_t { kAtRegistration, kNever };
 
   // `transport` names the caller in errors and in describe(); a literal. Uses context.limits, wake, device_copy and
   // pin.
-  StreamHub(const Context& context, const char* transport, OpenDevices open = OpenDevices::kAtRegistration);
+  StreamHub(const Context& context, const char* transport, TryDevices tried = TryDevices::kAtRegistration);
   ~StreamHub();  // its peers are gone before
   StreamHub(const StreamHub&) = delete;
   StreamHub& operator=(const StreamHub&) = delete;
@@ -52,18 +52,18 @@ class StreamHub {
   };
 
   void forget(StreamPeer* peer);
-  void add_device(int ordinal);
+  void try_device(int ordinal);
   void add_driver();
 
   const Context context_;
   const Limits limits_;
   const std::function<void()> wake_;
   const char* const transport_;
-  const OpenDevices open_;
+  const TryDevices tried_;
   RegionTable regions_;
   std::mutex mutex_;  // guards what follows; io threads never take it
   std::vector<Driver> drivers_;
-  std::vector<int> devices_;  // whose memory was registered
+  std::vector<int> devices_;  // that were tried
   std::vector<StreamPeer*> peers_;
   size_t next_peer_ = 0;  // who is polled first
 };

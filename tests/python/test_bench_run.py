@@ -377,7 +377,8 @@ def test_studies_are_rows_of_their_own(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     studied = [row for row in json.loads(rows.read_text()) if row.get("study")]
     latency = [row for row in studied if row["study"] == "latency"]
-    assert [row["tokens"] for row in latency] == [1, 16, 128] and all(row["verified"] for row in studied)
+    expected = [(tokens, gap) for tokens in (1, 16, 128) for gap in (0.5, 20)]
+    assert [(row["tokens"], row["gap_ms"]) for row in latency] == expected and all(row["verified"] for row in studied)
     assert all(0 < row["notified_us"]["p50"] <= row["call_to_notified_us"]["p99"] for row in latency)
     (both,) = (row for row in studied if row["study"] == "duplex")
     assert both["forward_gbps"] > 0 and both["back_gbps"] > 0

@@ -21,7 +21,8 @@ from pdxfer.bench.study_session import CopyLoop, StudySession
 from pdxfer.bench.workloads import Workload, make_pages, pages_digest
 
 LATENCY_TOKENS = (1, 16, 128, 512, 2048)
-LATENCY_REPEATS, WARM, GAP_SECONDS = 500, 30, 0.001
+WARM = 30
+LATENCY_GAPS = ((0.0005, 500), (0.02, 100))  # seconds between requests, workers awake or asleep; repeats of each
 LOAD_SECONDS = 1.5
 
 
@@ -38,23 +39,24 @@ class Studies:
     def run(self, name: str, options: Options, work: Workload) -> Iterator[Row]:
         if name == "latency":
             for tokens in (count for count in LATENCY_TOKENS if count <= work.pool_tokens):
-                yield self.latency(options, replace(work, tokens=tokens))
+                for gap, repeats in LATENCY_GAPS:
+                    yield self.latency(options, replace(work, tokens=tokens), gap, repeats)
         elif name == "duplex":
             yield self.duplex(options, work)
         else:
             yield from self.interference(options, work)
 
-    def latency(self, options: Options, work: Workload) -> Row:
+    def latency(self, options: Options, work: Workload, gap: float, repeats: int) -> Row:
         """From the call of submit until poll() of the receiving end had the notice; the plan is made before it."""
         with self._runner.opened(options, work) as opened:
             for number in range(WARM):
                 opened.sender.transfer(number)
                 self._channel.call("arrived", number=number, check=False)
             self._channel.call("spoil")
-            self._channel.send({"do": "watch", "first": WARM, "count": LATENCY_REPEATS})
+            self._channel.send({"do": "watch", "first": WARM, "count": repeats})
             begins, plans, sent = [], [], []
-            for number in range(WARM, WARM + LATENCY_REPEATS):
-                time.sleep(GAP_SECONDS)
+            for number in range(WARM, WARM + repeats):
+                time.sleep(gap)
                 begin = time.monotonic_ns()
                 plans.append(opened.sender.transfer(number))
                 sent.append((time.monotonic_ns() - begin) / 1e3)
@@ -67,7 +69,8 @@ class Studies:
             wrong = opened.verify()
             row = self._row("latency", options, opened.path, work)
         return row | {
-            "repeats": LATENCY_REPEATS,
+            "repeats": repeats,
+            "gap_ms": gap * 1e3,
             "notified_us": _quantiles(told - plan),
             "call_to_notified_us": _quantiles(told),
             "acknowledged_us": _quantiles(np.array(sent)),
@@ -179,6 +182,7 @@ def text(rows: list[Row]) -> str:
             lines.append(f"{name}: FAILED: {row['failed']}")
         elif row["study"] == "latency":
             told, back = row["notified_us"], row["acknowledged_us"]
+            name = f"{name}, {row['gap_ms']:g} ms apart"
             lines.append(
                 f"{name}: submit to notified p50 {told['p50']:.0f} us, p99 {told['p99']:.0f}; call to acknowledged p50 "
                 f"{back['p50']:.0f}, p99 {back['p99']:.0f}; plan {row['plan_us']:.0f}; {_checked(row)}"

@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 from collections import defaultdict, deque
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -122,6 +122,8 @@ class MooncakeKVManager:
         self.session_failures: dict[str, int] = defaultdict(int)
         self.failed_sessions: set[str] = set()
         self.session_lock = threading.Lock()
+        self.connection_lock = threading.Lock()
+        self.connection_pool: dict[str, list[dict[str, Any]]] = {}
         self._socket_lock = threading.Lock()
         self._socket_cache: dict[str, Any] = {}
         self._monitor_cache: dict[str, Any] = {}
@@ -308,6 +310,14 @@ class MooncakeKVSender:
 
 
 class MooncakeKVReceiver:
+    _global_lock = threading.Lock()
+    _socket_cache: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def disconnect_endpoint(cls, endpoint: str) -> None:
+        with cls._global_lock:
+            cls._socket_cache.pop(endpoint).close()
+
     def init(self, prefill_dp_rank: int) -> None:
         pass
 

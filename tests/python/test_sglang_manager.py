@@ -211,6 +211,41 @@ def test_a_dead_prefill_engine_is_noticed_and_named(pair: Pair) -> None:
     assert pair.decode.failure_records[5].startswith("PeerLostError: prefill server 10.0.0.9:8998 is gone")
 
 
+def test_the_control_socket_that_tells_a_dead_prefill_rank_of_an_abort_is_closed_and_others_kept(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pdxfer.sglang import control_sockets
+
+    monkeypatch.setattr(control_sockets, "CLOSE_AFTER_S", 0.2)
+    dead, other = f"tcp://127.0.0.1:{pair.p.args.rank_port}", "tcp://127.0.0.1:40009"
+    cache = {dead: Socket(), other: Socket()}
+    monkeypatch.setattr(fake_sglang.MooncakeKVReceiver, "_socket_cache", dict(cache))
+    until(lambda: pair.decode._prefill_ranks._alive)
+    pair.prefill.teardown()
+    until(lambda: cache[dead].closed, 5.0)
+    assert fake_sglang.MooncakeKVReceiver._socket_cache == {other: cache[other]} and not cache[other].closed
+
+
+def test_a_control_socket_of_a_prefill_rank_that_came_back_where_it_was_is_kept(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pdxfer.sglang import control_sockets
+
+    monkeypatch.setattr(control_sockets, "CLOSE_AFTER_S", 0.0)
+    port = pair.p.args.rank_port
+    socket = Socket()
+    monkeypatch.setattr(fake_sglang.MooncakeKVReceiver, "_socket_cache", {f"tcp://127.0.0.1:{port}": socket})
+    pair.decode.connection_pool["10.0.0.9:8998_0_0_0"] = [{"rank_ip": "127.0.0.1", "rank_port": port}]
+    closing = pair.decode._control_sockets
+    looked: list[bool] = []
+    close_due = closing.close_due
+    monkeypatch.setattr(closing, "close_due", lambda in_use: (looked.append(bool(closing._due)), close_due(in_use)))
+    until(lambda: pair.decode._prefill_ranks._alive)
+    pair.prefill.teardown()
+    until(lambda: True in looked and not closing._due, 5.0)
+    assert not socket.closed
+
+
 class Stuck:
     """A batch that does not end until it is cancelled."""
 

@@ -99,10 +99,16 @@ class PeerLinks:
 
 
 class PrefillRanks:
-    """What a decode rank knows of the prefill ranks that connected to it. Any thread."""
+    """What a decode rank knows of the prefill ranks that connected to it. Any thread.
 
-    def __init__(self, engine: Any) -> None:
+    Args:
+        engine: the pdxfer engine.
+        retire: called with the endpoint of each rank that is gone, by the thread that calls `take_lost`.
+    """
+
+    def __init__(self, engine: Any, retire: Callable[[str], None]) -> None:
         self._engine = engine
+        self._retire = retire
         self._guard = threading.Lock()
         self._greeted: dict[int, str] = {}  # peer id -> endpoint, not yet seen in the engine's list
         self._alive: dict[int, str] = {}  # peer id -> endpoint
@@ -129,13 +135,15 @@ class PrefillRanks:
                 self._alive[peer_id] = self._greeted.pop(peer_id)
             gone = [peer_id for peer_id in self._alive if peer_id not in peers or not peers[peer_id].alive]
             ended = {peer_id: self._alive.pop(peer_id) for peer_id in gone}
-            return self._servers_of(
-                {
-                    endpoint: (peers[peer_id].lost_reason if peer_id in peers else "") or "the link is down"
-                    for peer_id, endpoint in ended.items()
-                    if endpoint not in self._alive.values()  # else the same rank has connected anew
-                }
-            )
+            reasons = {
+                endpoint: (peers[peer_id].lost_reason if peer_id in peers else "") or "the link is down"
+                for peer_id, endpoint in ended.items()
+                if endpoint not in self._alive.values()  # else the same rank has connected anew
+            }
+            lost = self._servers_of(reasons)
+        for endpoint in reasons:
+            self._retire(endpoint)
+        return lost
 
     def _servers_of(self, ended: dict[str, str]) -> dict[str, str]:
         """Forget the servers that the ranks at these endpoints belonged to, and say which. Holds the guard."""

@@ -9,18 +9,19 @@ next chunk.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.disaggregation.base.conn import KVPoll
-from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager
+from sglang.srt.disaggregation.mooncake.conn import MooncakeKVManager, MooncakeKVReceiver
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 import pdxfer
 from pdxfer.sglang import ib_device, wire
-from pdxfer.sglang.control_sockets import ControlSockets
+from pdxfer.sglang.control_sockets import ControlSockets, close_of_manager, close_of_receivers
 from pdxfer.sglang.data_path import DataPath, TransferEnded, Work
 from pdxfer.sglang.devices import PointerDevices
 from pdxfer.sglang.links import PeerLinks, PrefillRanks, Watch
@@ -81,7 +82,12 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
         self._transfer_s = _transfer_bound()
         self._on_gpu = str(getattr(server_args, "device", "cuda")).startswith("cuda")
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
-        self._control_sockets = ControlSockets(self)
+        prefill = disaggregation_mode == DisaggregationMode.PREFILL
+        self._control_sockets = ControlSockets(
+            functools.partial(close_of_manager, self)
+            if prefill
+            else functools.partial(close_of_receivers, MooncakeKVReceiver)
+        )
         self._watch = Watch(self._look)
         self._watch.start()
         logger.info(
@@ -108,7 +114,7 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
         self._memory = MemoryTable(self._pdx, PointerDevices(self._on_gpu))
         endpoint = wire.endpoint_of(self.local_ip, self.rank_port)
         self._links = PeerLinks(self._pdx, lambda: endpoint)
-        self._prefill_ranks = PrefillRanks(self._pdx)
+        self._prefill_ranks = PrefillRanks(self._pdx, lambda endpoint: self._control_sockets.retire(endpoint))
         self.engine = EngineSurface(self._pdx.address, self._memory, self._send_lists, self._links.get)
 
     @property
@@ -237,11 +243,19 @@ class PdxKVManager(DataPath, MooncakeKVManager):  # type: ignore[misc]
         if self.disaggregation_mode == DisaggregationMode.PREFILL:
             for session, reason in self._links.take_lost().items():
                 self._decode_lost(session, reason)
-            live = list(self._registrations.values())
-            self._control_sockets.close_due({wire.endpoint_of(info.endpoint, info.dst_port) for info in live})
+            self._control_sockets.close_due(self._decode_endpoints)
         else:
             for server, reason in self._prefill_ranks.take_lost().items():
                 self._prefill_lost(server, reason)
+            self._control_sockets.close_due(self._prefill_endpoints)
+
+    def _decode_endpoints(self) -> set[str]:
+        return {wire.endpoint_of(info.endpoint, info.dst_port) for info in list(self._registrations.values())}
+
+    def _prefill_endpoints(self) -> set[str]:
+        with self.connection_lock:
+            known = [info for infos in self.connection_pool.values() for info in infos or ()]
+        return {wire.endpoint_of(info.get("rank_ip"), info.get("rank_port")) for info in known}
 
     def _prefill_lost(self, server: str, reason: str) -> None:
         self._work.cause = f"PeerLostError: prefill server {server} is gone ({reason})"

@@ -9,6 +9,7 @@ Exits with 1 when a check fails. One GPU belongs to this process, the other to i
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -31,11 +32,17 @@ CYCLES_SECONDS, LOST_SECONDS = 0.12, 1.0  # for each cycle, on average; until a 
 SETTLE_SECONDS = 20.0  # for the driver to take back what a killed process had, and for links to go
 
 
+@functools.cache
+def gpu() -> Cuda:
+    """The one of this process; every Cuda has a stream, which stays."""
+    return Cuda(0)
+
+
 class CudaPool:
     """An allocation of its own."""
 
     def __init__(self) -> None:
-        self._cuda = Cuda(0)
+        self._cuda = gpu()
         self._buffer = self._cuda.allocate(BYTES)
         self.pointer = self._buffer.pointer
 
@@ -116,7 +123,7 @@ def say(answer: object) -> None:
 def be_receiver(torch_memory: bool) -> None:
     """Registers device memory, tells its address, then answers: check SEED, resources, again; ends with its input."""
     engine, pool = pdxfer.Engine(config()), TorchPool() if torch_memory else CudaPool()
-    cuda, wanted = Cuda(0), [pattern(seed) for seed in range(PATTERNS)]
+    cuda, wanted = gpu(), [pattern(seed) for seed in range(PATTERNS)]
     region = register(engine, pool)
     say({"address": engine.address, "pointer": pool.pointer})
     for line in sys.stdin:
@@ -234,7 +241,7 @@ def transfer(engine: pdxfer.Engine, pool: Any, other: Child, seed: int) -> tuple
 
 
 def cycles(count: int) -> dict[str, Any]:
-    other, engine, cuda = Child("receiver", "1"), pdxfer.Engine(config()), Cuda(0)
+    other, engine, cuda = Child("receiver", "1"), pdxfer.Engine(config()), gpu()
     contents = [pattern(seed) for seed in range(PATTERNS)]
     assert other.told
     wrong, marks, lives = 0, [], []
@@ -266,7 +273,7 @@ class Kills:
     """Children that are killed in the middle of transfers, senders and receivers in turn; this process goes on."""
 
     def __init__(self) -> None:
-        self.engine, self.pool, self.cuda = pdxfer.Engine(config()), CudaPool(), Cuda(0)
+        self.engine, self.pool, self.cuda = pdxfer.Engine(config()), CudaPool(), gpu()
         self.region = register(self.engine, self.pool)
         self.slowest = {"sender": 0.0, "receiver": 0.0}
         self.answers: dict[str, int] = {}

@@ -90,10 +90,7 @@ bool CudaLink::hot(Clock::time_point now) const {
 size_t CudaLink::take(std::span<Completion> out) {
   const std::lock_guard lock(mutex_);
   taking_ = true;
-  if (const auto now = Clock::now(); launched_ != done_ || now < hot_until_) {
-    read_last_ = now;
-    read_messages();
-  }
+  if (launched_ != done_ || Clock::now() < hot_until_) read_messages();
   if (lost_.ok() && staged_)
     if (const Status s = staged_->lost(); !s.ok()) lose(s);  // one half does not go on without the other
   if (launched_ != done_) {

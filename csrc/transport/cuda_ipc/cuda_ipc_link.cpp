@@ -91,17 +91,13 @@ void CudaLink::flush() {
   if (const Status s = outbox_.flush(); !s.ok()) lose(s);
 }
 
-// Two threads after one message only hinder each other: a worker that polls reads it sooner.
 void CudaLink::receive() {
   const std::lock_guard lock(mutex_);
-  unread_ = Clock::now() < read_last_ + kHotTime;
-  if (unread_) return;
   read_messages();
   flush();
 }
 
 void CudaLink::read_messages() {
-  unread_ = false;
   while (lost_.ok()) {
     std::vector<sys::UniqueFd> fds;
     const int64_t n = sys::recv_message(connection_.socket.get(), inbox_, &fds);
@@ -255,12 +251,8 @@ void CudaLink::settle_revoked() {
 
 bool CudaLink::settle() {
   const std::lock_guard lock(mutex_);
-  if (unread_ && Clock::now() >= read_last_ + kHotTime) {
-    read_messages();
-    flush();
-  }
   settle_revoked();
-  return unread_ || !giving_back_.empty();
+  return !giving_back_.empty();
 }
 
 void CudaLink::handle_want(RegionId region, uint64_t from) {

@@ -75,7 +75,7 @@ class CudaLink {
   // Poll thread.
   void receive();
   void process_exited();
-  bool settle();  // does what waits for the device or was left to the worker; true while something does
+  bool settle();  // answers what waits for the device; true while something does
 
  private:
   struct Import {
@@ -158,9 +158,7 @@ class CudaLink {
   std::deque<Completion> ready_;
   std::atomic<size_t> ready_count_{0};
   local::Outbox<Type> outbox_;
-  bool taking_ = false;            // the worker is in take(): it needs no waking
-  bool unread_ = false;            // there are messages that the poll thread left to the worker,
-  Clock::time_point read_last_{};  // which read some last at this time
+  bool taking_ = false;  // the worker is in take(): it needs no waking
   Clock::time_point hot_until_{};
   Status lost_, broken_;  // broken_: the device failed
   Bytes inbox_;

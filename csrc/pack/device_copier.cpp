@@ -64,7 +64,7 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
       ring_(options.table_bytes != 0 ? options.table_bytes : kDefaultTableBytes, kTableEntries),
       host_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
       device_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
-      tickets_((sys::CudaScope(kernels_.context()), std::as_bytes(std::span(&tickets_given_, 1)))),
+      tiles_taken_((sys::CudaScope(kernels_.context()), std::as_bytes(std::span(&tiles_given_, 1)))),
       fork_((sys::CudaScope(kernels_.context()), sys::CudaEvent())),
       join_((sys::CudaScope(kernels_.context()), sys::CudaEvent())) {
   const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
@@ -225,9 +225,9 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
 void DeviceCopier::hand_out_tiles(PagedCopyArgs& args, unsigned blocks) noexcept {
   const uint64_t tiles = (uint64_t{args.count} + kTileWords - 1) / kTileWords;
   if (tiles < kTilesToHandOut * blocks * (kBlockThreads / kWarpThreads)) return;
-  args.tickets = reinterpret_cast<unsigned*>(tickets_.get());
-  args.first_ticket = tickets_given_;
-  tickets_given_ += static_cast<uint32_t>(tiles);
+  args.tiles_taken = reinterpret_cast<unsigned*>(tiles_taken_.get());
+  args.taken_before = tiles_given_;
+  tiles_given_ += static_cast<uint32_t>(tiles);
 }
 
 Status DeviceCopier::start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor,

@@ -68,9 +68,9 @@ class DeviceCopier final : public DeviceCopy {
   TableRing ring_;
   sys::PinnedMemory host_tables_;
   sys::CudaMemory device_tables_;
-  uint32_t tickets_given_ = 0;  // what the counter will stand at when all that was launched is over; wraps, as it does
-  sys::CudaMemory tickets_;     // the counter; one will do, as the kernels of stream_ follow one another
-  sys::CudaEvent fork_, join_;  // where beside_ parts from stream_, and where stream_ waits for it
+  uint32_t tiles_given_ = 0;     // what the counter will stand at when all that was launched is over; wraps, as it does
+  sys::CudaMemory tiles_taken_;  // the counter; one will do, as the kernels of stream_ follow one another
+  sys::CudaEvent fork_, join_;   // where beside_ parts from stream_, and where stream_ waits for it
   std::vector<sys::CudaEvent> events_;
   uint64_t launched_ = 0, done_ = 0;  // tickets
   Status error_;

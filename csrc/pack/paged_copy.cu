@@ -82,9 +82,9 @@ __device__ void copy_words(const PagedCopyArgs& args) {
   unsigned int tile = (blockIdx.x * blockDim.x + threadIdx.x) / kWarpThreads;
   while (tile < tiles) {
     unsigned int next = tile;
-    if (args.tickets != nullptr && lane == 0) next = atomicAdd(args.tickets, 1u) - args.first_ticket;
+    if (args.tiles_taken != nullptr && lane == 0) next = atomicAdd(args.tiles_taken, 1u) - args.taken_before;
     copy_tile<Word>(args, tile, lane);
-    if (args.tickets != nullptr) next = __shfl_sync(0xffffffffu, next, 0);
+    if (args.tiles_taken != nullptr) next = __shfl_sync(0xffffffffu, next, 0);
     tile = warps + next;
   }
 }

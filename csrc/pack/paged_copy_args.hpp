@@ -42,10 +42,10 @@ struct PagedCopyArgs {
   Divisor per_pair, per_slot;  // words
   unsigned int first, count;   // first + count < 2^31
   unsigned int side;           // kSidePaged, ...
-  // Tiles beyond the first of each warp are handed out by counting up `*tickets`, which stands at first_ticket when the
-  // kernel begins and has grown by the number of tiles when it ends. Null: every warp strides through its own.
-  unsigned int first_ticket;
-  unsigned int* tickets;
+  // Tiles beyond the first of each warp are handed out by counting up `*tiles_taken`, which stands at taken_before when
+  // the kernel begins and has grown by the number of tiles when it ends. Null: every warp strides through its own.
+  unsigned int taken_before;
+  unsigned int* tiles_taken;
 };
 
 constexpr unsigned int kBlockThreads = 1024;

@@ -14,7 +14,10 @@ from pdxfer.bench.channel import Channel
 from pdxfer.bench.errors import BenchError, EndGone
 from pdxfer.bench.memory import ByteArray
 from pdxfer.bench.movers import Options
-from pdxfer.bench.workloads import Geometry, Pages
+from pdxfer.bench.runner import Row, Runner, Settings
+from pdxfer.bench.workloads import Geometry, Pages, Workload
+
+QUICK = Settings(repeats=3, warmups=1, least=1)
 
 
 class Library(ModuleType):
@@ -105,3 +108,8 @@ def served_channel() -> Iterator[Channel]:
     thread.join(10)
     theirs.close()
     assert not thread.is_alive()
+
+
+def run(channel: Channel, works: list[Workload], settings: Settings = QUICK) -> list[Row]:
+    """The rows of the library of conftest.py's fixture `library`."""
+    return list(Runner(channel, settings, lambda work, fraction: None).run("test", Options("shm"), works))

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 
 import pytest
-from bench_library import Library, served_channel
+from bench_library import Library, run
 
-from pdxfer.bench import movers, runner
+from pdxfer.bench import runner
 from pdxfer.bench.channel import Channel
 from pdxfer.bench.movers import Options
-from pdxfer.bench.runner import Row, Runner, Settings
+from pdxfer.bench.runner import Runner, Settings
 from pdxfer.bench.worker import open_channel, stop
 from pdxfer.bench.workloads import Workload
 
 WORK = Workload("Qwen2.5-7B", 16, 128, "random", 512)
 BURSTS = Settings(repeats=2, warmups=1, burst=6)
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    module = Library()
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(movers.MOVERS, "test", (module.__name__, "cannot be installed"))
-    return module
-
-
-@pytest.fixture
-def channel() -> Iterator[Channel]:
-    with served_channel() as out:
-        yield out
-
-
-def run(channel: Channel, works: list[Workload], settings: Settings) -> list[Row]:
-    return list(Runner(channel, settings, lambda work, fraction: None).run("test", Options("shm"), works))
 
 
 def test_bursts_are_the_figures_and_single_transfers_stand_beside_them(

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_library import Library, served_channel
+from bench_library import QUICK, Library, run
 
-from pdxfer.bench import ceiling, movers
+from pdxfer.bench import ceiling
 from pdxfer.bench.ceiling import MemcpyCeiling, SharedTarget, StreamCeiling, StreamSink
 from pdxfer.bench.channel import Channel
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.memory import allocate
 from pdxfer.bench.movers import Options
-from pdxfer.bench.runner import Row, Runner, Settings
+from pdxfer.bench.runner import Runner, Settings
 from pdxfer.bench.worker import open_channel, stop
 from pdxfer.bench.workloads import Workload
 
@@ -31,26 +31,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORK = Workload("Qwen2.5-7B", 16, 128, "random", 512)
-QUICK = Settings(repeats=3, warmups=1, least=1)
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    module = Library()
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(movers.MOVERS, "test", (module.__name__, "cannot be installed"))
-    return module
-
-
-@pytest.fixture
-def channel() -> Iterator[Channel]:
-    with served_channel() as out:
-        yield out
-
-
-def run(channel: Channel, works: list[Workload], settings: Settings = QUICK) -> list[Row]:
-    runner = Runner(channel, settings, lambda work, fraction: None)
-    return list(runner.run("test", Options("shm"), works))
 
 
 def test_a_right_library_is_verified(channel: Channel, library: Library) -> None:

@@ -55,7 +55,7 @@ Status CudaLink::fail(BatchId id, Batch& batch, Status status) {
 void CudaLink::complete(Completion completion) {
   ready_.push_back(std::move(completion));
   ready_count_.store(ready_.size(), std::memory_order_release);
-  if (!taking_) core_->wake();
+  wake_worker();
 }
 
 void CudaLink::settle_batches() {
@@ -84,13 +84,14 @@ bool CudaLink::staged_over(BatchId id, Status status) {
 
 bool CudaLink::hot(Clock::time_point now) const {
   const std::lock_guard lock(mutex_);
-  return launched_ != done_ || now < hot_until_;
+  return busy(now);
 }
 
 size_t CudaLink::take(std::span<Completion> out) {
   const std::lock_guard lock(mutex_);
+  if (!outbox_.empty()) flush();  // above all acknowledgements of what the last call handed on
   taking_ = true;
-  if (launched_ != done_ || Clock::now() < hot_until_) read_messages();
+  if (busy(Clock::now())) read_messages();
   if (lost_.ok() && staged_)
     if (const Status s = staged_->lost(); !s.ok()) lose(s);  // one half does not go on without the other
   if (launched_ != done_) {
@@ -105,8 +106,6 @@ size_t CudaLink::take(std::span<Completion> out) {
     ++n;
   }
   ready_count_.store(ready_.size(), std::memory_order_release);
-  // What arrived is handed on before it is acknowledged, which costs a system call: the worker comes again at once.
-  if (n == 0 && !outbox_.empty()) flush();
   taking_ = false;
   return n;
 }

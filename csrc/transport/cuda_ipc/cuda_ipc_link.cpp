@@ -50,6 +50,7 @@ void CudaLink::stop() noexcept {
     const std::lock_guard lock(mutex_);
     staged = std::move(staged_);  // its batches end without a word: nobody polls this link any more
     done_ = launched_;
+    flush();  // what arrived here and was handed on is acknowledged, however soon its owner closes
     lose({Code::kPeerLost, 0, "this end closed"});
     channel_ = nullptr;
     settle_batches();
@@ -87,6 +88,11 @@ void CudaLink::post(const Header& header, std::vector<int> fds) {
   if (const Status s = outbox_.post(header, {}, std::move(fds)); !s.ok()) lose(s);
 }
 
+void CudaLink::keep(const Header& header) {
+  if (!lost_.ok()) return;
+  if (const Status s = outbox_.keep(header); !s.ok()) lose(s);
+}
+
 void CudaLink::flush() {
   if (const Status s = outbox_.flush(); !s.ok()) lose(s);
 }
@@ -120,7 +126,7 @@ void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::Uniq
   switch (header.type) {
     case Type::kBegin:
       hot_until_ = Clock::now() + kHotTime;
-      return taking_ ? void() : core_->wake();
+      return wake_worker();
     case Type::kWant:
       return handle_want(header.region, header.batch);
     case Type::kPieces:
@@ -161,8 +167,8 @@ void CudaLink::handle_end(const Header& header, ByteView tail) {
   Header ack;
   ack.type = Type::kAck;
   ack.batch = header.batch;
-  if (taking_)
-    outbox_.keep(ack);  // take() sends it
+  if (taking_ && header.tagged)
+    keep(ack);  // the worker hands the arrival on first, and comes again at once
   else
     post(ack);
 }

@@ -118,6 +118,11 @@ class CudaLink {
   void finish(BatchId id, Batch& batch, Status status);
   bool over(DeviceTicket ticket);
   void complete(Completion completion);
+  void keep(const Header& header);  // sent by the next take(), or whoever flushes before
+  void wake_worker() const {
+    if (!taking_) core_->wake();
+  }
+  bool busy(Clock::time_point now) const { return launched_ != done_ || now < hot_until_; }
   void read_messages();
   void lose(Status why);
   void device_failed(Status why);

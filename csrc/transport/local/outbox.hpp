@@ -63,13 +63,17 @@ class Outbox {
   // why. Not ok (kPeerLost): the link is over.
   Status post(const Header<Type>& header, ByteView body = {}, std::vector<int> fds = {},
               std::shared_ptr<const void> owner = {}) {
-    letters_.push_back({header, Bytes(body.begin(), body.end()), std::move(fds), std::move(owner)});
-    if (letters_.size() > kMaxLetters) return {Code::kPeerLost, 0, "the peer does not read its messages"};
-    return flush();
+    const Status kept = keep(header, body, std::move(fds), std::move(owner));
+    return kept.ok() ? flush() : kept;
   }
 
   // Likewise, but by the next flush(), which the caller sees to.
-  void keep(const Header<Type>& header) { letters_.push_back({header, {}, {}, {}}); }
+  Status keep(const Header<Type>& header, ByteView body = {}, std::vector<int> fds = {},
+              std::shared_ptr<const void> owner = {}) {
+    letters_.push_back({header, Bytes(body.begin(), body.end()), std::move(fds), std::move(owner)});
+    return letters_.size() > kMaxLetters ? Status{Code::kPeerLost, 0, "the peer does not read its messages"}
+                                         : kOkStatus;
+  }
 
   // When the socket may have room again.
   Status flush() {

@@ -125,7 +125,7 @@ void rates(const Ends& ends, const std::string& only, std::chrono::microseconds 
   for (const Shape& s : kShapes) {
     if (std::string(s.name).find(only) == std::string::npos) continue;
     const PagedCopy copy = make_copy(s.buffers, s.page, s.stride, s.count, s.random, s.buffers);
-    for (const unsigned blocks : {8u, 16u, 32u, 64u}) {
+    for (const unsigned blocks : {8u, 12u, 16u, 32u}) {
       DeviceCopyOptions options;
       options.blocks = blocks;
       pack::DeviceCopier copier(0, options);

@@ -92,8 +92,10 @@ size_t CudaLink::take(std::span<Completion> out) {
   if (!outbox_.empty()) flush();  // above all acknowledgements of what the last call handed on
   taking_ = true;
   if (busy(Clock::now())) read_messages();
-  if (lost_.ok() && staged_)
-    if (const Status s = staged_->lost(); !s.ok()) lose(s);  // one half does not go on without the other
+  if (const Status s = lost_.ok() && staged_ ? staged_->lost() : kOkStatus; !s.ok()) {
+    read_messages();  // what the other end said before it closed: acknowledgements, above all
+    lose(s);          // one half does not go on without the other
+  }
   if (launched_ != done_) {
     (void)over(launched_);
     settle_revoked();

@@ -2,9 +2,9 @@
 // transport::Context::device_copy, because transport may not include pack. Addresses are the device's (unified
 // addressing): its own memory, a peer's memory mapped here, or pinned host memory.
 //
-// One object belongs to one thread at a time and has a low-priority stream of its own: its pieces run in the order of
-// their launch. Nothing here waits for the device, allocates or throws after set-up, but the destructor, which waits
-// (bounded) for what was launched.
+// One object belongs to one thread at a time and has low-priority streams of its own. Pieces from slots to slots run in
+// the order of their launch; those through a buffer may overlap. Nothing here waits for the device, allocates or throws
+// after set-up, but the destructor, which waits (bounded) for what was launched.
 #pragma once
 
 #include <cstdint>

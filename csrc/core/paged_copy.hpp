@@ -103,6 +103,15 @@ inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes,
       ++cursor.pair;
       continue;
     }
+    if (copy.slots == copy.runs.size()) {  // every run is one slot, so this is arithmetic
+      const uint64_t step = std::min(bytes, (copy.slots - cursor.run) * p.slot_bytes - cursor.byte);
+      const uint64_t now = cursor.byte + step;
+      bytes -= step;
+      cursor.run += static_cast<uint32_t>(now / p.slot_bytes);
+      cursor.byte = now % p.slot_bytes;
+      if (cursor.run == copy.runs.size()) cursor.run = 0, ++cursor.pair;
+      continue;
+    }
     const Run& r = copy.runs[cursor.run];
     const uint64_t done = cursor.slot * p.slot_bytes + cursor.byte;
     if (done == 0 && bytes >= r.count * p.slot_bytes) {  // the common case, kept free of the division
@@ -126,36 +135,21 @@ inline uint64_t advance(const PagedCopy& copy, Cursor& cursor, uint64_t bytes,
   return wanted - bytes;
 }
 
-// Bytes of the copy before the cursor. O(pairs + runs).
+// Bytes of the copy before the cursor. O(pairs + runs). Requires seal().
 inline uint64_t position(const PagedCopy& copy, const Cursor& cursor) noexcept {
   uint64_t bytes = 0, slots = cursor.slot;
   for (uint32_t i = 0; i < cursor.pair && i < copy.pairs.size(); ++i) bytes += copy.slots * copy.pairs[i].slot_bytes;
   if (at_end(copy, cursor)) return bytes;
-  for (uint32_t i = 0; i < cursor.run; ++i) slots += copy.runs[i].count;
+  if (copy.slots == copy.runs.size())
+    slots += cursor.run;
+  else
+    for (uint32_t i = 0; i < cursor.run; ++i) slots += copy.runs[i].count;
   return bytes + slots * copy.pairs[cursor.pair].slot_bytes + cursor.byte;
 }
 
-// The bytes from one cursor to a later one. Requires seal().
-inline uint64_t bytes_between(const PagedCopy& copy, Cursor from, const Cursor& to) noexcept {
-  uint64_t bytes = 0;
-  while (from.pair != to.pair || from.run != to.run) {
-    const RegionPair& p = copy.pairs[from.pair];
-    const Cursor begin{from.pair, 0, 0, 0};
-    if (from == begin && from.pair < to.pair) {
-      bytes += copy.slots * p.slot_bytes;
-      ++from.pair;
-      continue;
-    }
-    bytes += (copy.runs[from.run].count - uint64_t{from.slot}) * p.slot_bytes - from.byte;
-    from.slot = 0;
-    from.byte = 0;
-    if (++from.run == copy.runs.size()) {
-      from.run = 0;
-      ++from.pair;
-    }
-  }
-  if (from == to) return bytes;
-  return bytes + (uint64_t{to.slot} - from.slot) * copy.pairs[to.pair].slot_bytes + to.byte - from.byte;
+// The bytes from one cursor to a later one. Requires seal(). O(pairs + runs).
+inline uint64_t bytes_between(const PagedCopy& copy, const Cursor& from, const Cursor& to) noexcept {
+  return position(copy, to) - position(copy, from);
 }
 
 enum class Side : uint8_t { kSrc, kDst };

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "core/log.hpp"
 #include "core/paged_copy.hpp"
@@ -45,6 +46,11 @@ bool alike(const RegionPair& a, const RegionPair& b) noexcept {
 
 DeviceForm form_of(const TableRing::Entry& entry) noexcept { return static_cast<DeviceForm>(entry.form); }
 
+// Slots and pairs: what a kernel reads of it.
+uint64_t bytes_of(const TableRing::Entry& entry) noexcept {
+  return entry.pairs_at - entry.begin + entry.pairs * sizeof(DevicePair);
+}
+
 unsigned alignment_of(const DevicePair& bases, const RegionPair& pair, DeviceForm form) noexcept {
   uint64_t together = pair.slot_bytes;
   if (form != DeviceForm::kScatter) together |= bases.src | pair.src_stride;
@@ -64,14 +70,16 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
       ring_(options.table_bytes != 0 ? options.table_bytes : kDefaultTableBytes, kTableEntries),
       host_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
       device_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
-      tiles_taken_((sys::CudaScope(kernels_.context()), std::as_bytes(std::span(&tiles_given_, 1)))),
+      tiles_taken_((sys::CudaScope(kernels_.context()), std::as_bytes(std::span(tiles_given_)))),
       fork_((sys::CudaScope(kernels_.context()), sys::CudaEvent())),
       join_((sys::CudaScope(kernels_.context()), sys::CudaEvent())) {
   const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
   blocks_ = std::clamp(options.blocks != 0 ? options.blocks : kDefaultBlocks, 1u, std::max(1u, processors));
+  max_pitch_ = static_cast<uint64_t>(kernels_.context().attribute(shim::kCuAttributeMaxPitch));
   const sys::CudaScope scope(kernels_.context());
   events_.reserve(std::max<size_t>(options.pieces, 1));
   for (size_t i = 0; i < std::max<size_t>(options.pieces, 1); ++i) events_.emplace_back();
+  on_beside_.resize(events_.size());
 }
 
 // Uploads without a piece after them count too, so it is the stream that has to be idle.
@@ -113,9 +121,9 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   // Slots, then pairs: what the kernel reads. Then where each run's slots begin, for us.
   const uint64_t slot_bytes = copy.slots * sizeof(DeviceSlot);
   const uint64_t pairs_begin = (slot_bytes + 15) / 16 * 16;
-  const uint64_t upload = pairs_begin + copy.pairs.size() * sizeof(DevicePair);
+  const uint64_t read = pairs_begin + copy.pairs.size() * sizeof(DevicePair);
   const bool single = copy.slots == copy.runs.size();  // every run is one slot, the one of its own number
-  const uint64_t bytes = upload + (single ? 0 : copy.runs.size() * sizeof(uint32_t));
+  const uint64_t bytes = read + (single ? 0 : copy.runs.size() * sizeof(uint32_t));
   if (copy.slots > kMaxWords || bytes > ring_.bytes())
     return {Code::kInvalid, 0, "more slots in one copy than the device's tables hold: split the plan"};
   const uint64_t name = ring_.take(bytes, done_);
@@ -124,47 +132,71 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   entry.pairs = static_cast<uint32_t>(copy.pairs.size());
   entry.slots = static_cast<uint32_t>(copy.slots);
   entry.pairs_at = entry.begin + pairs_begin;
-  entry.firsts_at = single ? TableRing::kSingle : entry.begin + upload;
+  entry.firsts_at = single ? TableRing::kSingle : entry.begin + read;
   entry.form = static_cast<uint8_t>(form);
-  auto* slots = reinterpret_cast<DeviceSlot*>(host_tables_.data() + entry.begin);
-  auto* pairs = reinterpret_cast<DevicePair*>(host_tables_.data() + entry.pairs_at);
-  if (single) {
-    for (const Run& run : copy.runs) *slots++ = {run.src_slot, run.dst_slot};
-  } else {
+  if (!single) {
     auto* firsts = reinterpret_cast<uint32_t*>(host_tables_.data() + entry.firsts_at);
     uint32_t at = 0;
     for (const Run& run : copy.runs) {
       *firsts++ = at;
-      for (uint32_t i = 0; i < run.count; ++i) slots[at++] = {run.src_slot + i, run.dst_slot + i};
+      at += run.count;
     }
   }
+  auto* pairs = reinterpret_cast<DevicePair*>(host_tables_.data() + entry.pairs_at);
   for (size_t i = 0; i < copy.pairs.size(); ++i)
     pairs[i] = {form == DeviceForm::kScatter ? 0 : src[i] + copy.pairs[i].src_offset,
                 form == DeviceForm::kGather ? 0 : dst[i] + copy.pairs[i].dst_offset};
-  const Current current(kernels_.context());
-  if (current.result() != shim::kCuSuccess) return fail(current.result(), "cuCtxPushCurrent");
-  if (const auto result = shim::cuda().api.copy_to_device_async(
-          device_tables_.get() + entry.begin, host_tables_.data() + entry.begin, upload, stream_.get());
-      result != shim::kCuSuccess)
-    return fail(result, "cuMemcpyHtoDAsync of a copy's tables");
-  entry.last_piece = launched_ + 1;  // the upload reads it until the next piece is over
   tables = name;
   return kOkStatus;
+}
+
+// For the first kernel: what the copy engine moves needs none.
+void DeviceCopier::write_slots(TableRing::Entry& entry, const PagedCopy& copy) noexcept {
+  if (std::exchange(entry.written, true)) return;
+  auto* slots = reinterpret_cast<DeviceSlot*>(host_tables_.data() + entry.begin);
+  if (entry.firsts_at == TableRing::kSingle)
+    for (const Run& run : copy.runs) *slots++ = {run.src_slot, run.dst_slot};
+  else
+    for (const Run& run : copy.runs)
+      for (uint32_t i = 0; i < run.count; ++i) *slots++ = {run.src_slot + i, run.dst_slot + i};
+}
+
+// For the first kernel whose tables do not travel with its launch. The entry stays until a piece after this is over.
+Status DeviceCopier::upload(TableRing::Entry& entry) noexcept {
+  if (std::exchange(entry.uploaded, true)) return kOkStatus;
+  const auto result = shim::cuda().api.copy_to_device_async(
+      device_tables_.get() + entry.begin, host_tables_.data() + entry.begin, bytes_of(entry), stream_.get());
+  if (result != shim::kCuSuccess) return fail(result, "cuMemcpyHtoDAsync of a copy's tables");
+  return form_of(entry) == DeviceForm::kPaged ? kOkStatus : follow(fork_.get(), stream_.get(), beside_.get());
 }
 
 void DeviceCopier::release(DeviceTables tables) noexcept {
   TableRing::Entry* entry = ring_.find(tables);
   if (entry == nullptr) return;
   entry->released = true;
-  // Without a piece after it, the upload itself is what has to be over: the stream is in order, so an event tells.
-  if (entry->last_piece > launched_) {
-    bool full = launched_ - done_ >= events_.size();
-    const Current current(kernels_.context());
-    if (!full && shim::cuda().api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream_.get()) ==
-                     shim::kCuSuccess)
-      ++launched_;
-  }
   ring_.reclaim(done_);
+}
+
+// How many equal runs of neighbouring pairs from the cursor on are rows of one engine copy; 0: not enough for it, or
+// not of that kind.
+uint32_t DeviceCopier::rows_at(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
+                               uint64_t budget) const noexcept {
+  const RegionPair& pair = copy.pairs[cursor.pair];
+  const uint64_t row = copy.slots * pair.slot_bytes;
+  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || copy.runs.size() != 1 ||
+      row < kEngineRow || cursor != Cursor{cursor.pair, 0, 0, 0})
+    return 0;
+  const auto most = static_cast<uint32_t>(std::min<uint64_t>(entry.pairs - cursor.pair, budget / row));
+  if (most < 2) return 0;
+  const DevicePair* bases = pairs_of(entry) + cursor.pair;
+  const uint64_t src_pitch = bases[1].src - bases[0].src, dst_pitch = bases[1].dst - bases[0].dst;
+  if (std::min(src_pitch, dst_pitch) < row || std::max(src_pitch, dst_pitch) > max_pitch_ ||
+      (src_pitch | dst_pitch) % kPitchUnit != 0)
+    return 0;
+  uint32_t rows = 1;
+  for (; rows < most && alike(copy.pairs[cursor.pair + rows], pair); ++rows)
+    if (bases[rows].src - bases[rows - 1].src != src_pitch || bases[rows].dst - bases[rows - 1].dst != dst_pitch) break;
+  return rows * row < kEngineBytes ? 0 : rows;
 }
 
 // Of a piece whose runs are all long enough to be shared: the bytes at its beginning that are the kernel's. 0: of
@@ -173,7 +205,8 @@ uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCo
                                     uint64_t budget) const noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const uint64_t bytes = std::min(budget, copy.bytes - position(copy, cursor));
-  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || bytes < 4 * kSharedBytes)
+  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || bytes < 4 * kSharedBytes ||
+      rows_at(entry, copy, cursor, budget) != 0)
     return 0;
   bool longest = true;  // the copy engine alone is as good
   for (const Run& run : copy.runs) {
@@ -196,8 +229,10 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
   const DevicePair* bases = pairs_of(entry);
   const uint64_t done_slots = slots_before(entry, cursor);
   if (form_of(entry) == DeviceForm::kPaged && options_.copy_engine && dense(pair)) {
+    if (const uint32_t rows = engine_from == UINT64_MAX ? 0 : rows_at(entry, copy, cursor, budget); rows != 0)
+      return {rows * copy.slots * pair.slot_bytes, 0, true, false, rows};
     const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
-    if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true};
+    if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true, false, 1};
   }
   unsigned log2 = alignment_of(bases[cursor.pair], pair, form_of(entry));
   uint64_t bytes = (copy.slots - done_slots) * pair.slot_bytes - cursor.byte;
@@ -210,8 +245,8 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
   if (form_of(entry) != DeviceForm::kPaged) log2 = std::min(log2, alignment_of(buffer));
   bytes = std::min(bytes, budget);
   const uint64_t word = uint64_t{1} << log2;
-  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0, false};
-  if (bytes < word) return {bytes, 0, false};
+  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0, false, false, 1};
+  if (bytes < word) return {bytes, 0, false, false, 1};
   // The kernel counts words from slot 0 of the first pair on.
   const uint64_t before = (done_slots * pair.slot_bytes + cursor.byte) >> log2;
   uint64_t words = bytes >> log2;
@@ -219,34 +254,41 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
     const uint64_t in_pair = ((copy.slots - done_slots) * pair.slot_bytes - cursor.byte) >> log2;
     words = std::min({words, in_pair, kMaxWords / 2});
   }
-  return {words << log2, log2, false};
+  return {words << log2, log2, false, false, 1};
 }
 
-void DeviceCopier::hand_out_tiles(PagedCopyArgs& args, unsigned blocks) noexcept {
+// Pieces through a buffer take the streams in turn; a device with one block to spare would have nothing to overlap.
+bool DeviceCopier::beside(const TableRing::Entry& entry) const noexcept {
+  return form_of(entry) != DeviceForm::kPaged && blocks_ > 1 && launched_ % 2 != 0;
+}
+
+void DeviceCopier::hand_out_tiles(PagedCopyArgs& args, unsigned blocks, bool beside) noexcept {
   const uint64_t tiles = (uint64_t{args.count} + kTileWords - 1) / kTileWords;
   if (tiles < kTilesToHandOut * blocks * (kBlockThreads / kWarpThreads)) return;
-  args.tiles_taken = reinterpret_cast<unsigned*>(tiles_taken_.get());
-  args.taken_before = tiles_given_;
-  tiles_given_ += static_cast<uint32_t>(tiles);
+  args.tiles_taken = reinterpret_cast<unsigned*>(tiles_taken_.get()) + beside;
+  args.taken_before = tiles_given_[beside];
+  tiles_given_[beside] += static_cast<uint32_t>(tiles);
 }
 
-Status DeviceCopier::start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor,
+Status DeviceCopier::start_kernel(TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
                                   const Part& part, uint64_t buffer) noexcept {
+  const RegionPair& pair = copy.pairs[cursor.pair];
   const uint64_t slot = slots_before(entry, cursor);
   const uint64_t per_slot = pair.slot_bytes >> part.log2_word;
   const uint64_t per_pair = entry.slots * per_slot;
-  uint64_t first = slot * per_slot + (cursor.byte >> part.log2_word);
   const uint64_t count = part.bytes >> part.log2_word;
-  PagedCopyArgs args{};
-  args.slots = reinterpret_cast<const DeviceSlot*>(device_tables_.get() + entry.begin);
+  uint64_t first = slot * per_slot + (cursor.byte >> part.log2_word);
+  uint64_t first_slot = 0;
+  PagedCopyInlineArgs all;
+  PagedCopyArgs& args = all.args;
+  args = {};
   if (first + count > kMaxWords || per_pair > kMaxWords) {  // within one pair: count from this slot on
-    args.slots += slot;
+    first_slot = slot;
     first = cursor.byte >> part.log2_word;
     args.per_pair = divisor_of(kMaxWords);
   } else {
     args.per_pair = divisor_of(static_cast<unsigned>(per_pair));
   }
-  args.pairs = reinterpret_cast<const DevicePair*>(device_tables_.get() + entry.pairs_at) + cursor.pair;
   args.src_stride = pair.src_stride;
   args.dst_stride = pair.dst_stride;
   args.buffer = buffer;
@@ -255,51 +297,79 @@ Status DeviceCopier::start_kernel(const TableRing::Entry& entry, const RegionPai
   args.count = static_cast<unsigned>(count);
   args.side = entry.form;
   constexpr uint64_t kBlockWords = uint64_t{kBlockThreads} * kDepth;
-  const unsigned most = form_of(entry) == DeviceForm::kPaged ? blocks_ : std::min(blocks_, kBufferBlocks);
+  const unsigned most = form_of(entry) == DeviceForm::kPaged ? blocks_ : std::clamp(blocks_ / 2, 1u, kBufferBlocks / 2);
   const auto blocks = static_cast<unsigned>(std::min<uint64_t>(most, (count + kBlockWords - 1) / kBlockWords));
-  hand_out_tiles(args, blocks);
-  void* parameters[] = {&args};
-  const auto result = shim::cuda().api.launch_kernel(kernels_.copy(part.log2_word), blocks, 1, 1, kBlockThreads, 1, 1,
-                                                     0, stream_.get(), parameters, nullptr);
+  hand_out_tiles(args, blocks, part.beside);
+  write_slots(entry, copy);
+  const uint64_t slots_at = first_slot * sizeof(DeviceSlot);
+  const uint64_t pairs_at = entry.pairs_at - entry.begin + cursor.pair * sizeof(DevicePair);
+  const bool inlined = bytes_of(entry) <= kInlineBytes && part.log2_word == 4;
+  if (inlined) {
+    std::memcpy(all.tables, host_tables_.data() + entry.begin, bytes_of(entry));
+    all.slots_at = static_cast<unsigned>(slots_at);
+    all.pairs_at = static_cast<unsigned>(pairs_at);
+  } else {
+    if (const Status s = upload(entry); !s.ok()) return s;
+    args.slots = reinterpret_cast<const DeviceSlot*>(device_tables_.get() + entry.begin + slots_at);
+    args.pairs = reinterpret_cast<const DevicePair*>(device_tables_.get() + entry.begin + pairs_at);
+  }
+  void* parameters[] = {&all};  // args are its beginning
+  const auto result = shim::cuda().api.launch_kernel(inlined ? kernels_.copy_inlined() : kernels_.copy(part.log2_word),
+                                                     blocks, 1, 1, kBlockThreads, 1, 1, 0,
+                                                     (part.beside ? beside_ : stream_).get(), parameters, nullptr);
   return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuLaunchKernel of pdx_paged_copy");
 }
 
-Status DeviceCopier::start(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
-                           uint64_t buffer) noexcept {
+Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
+                                  const Part& part) noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
-  if (!part.engine) return start_kernel(entry, pair, cursor, part, buffer);
-  const DevicePair& bases = pairs_of(entry)[cursor.pair];
+  const DevicePair* bases = pairs_of(entry) + cursor.pair;
   const Run& run = copy.runs[cursor.run];
-  const uint64_t src = bases.src + (uint64_t{run.src_slot} + cursor.slot) * pair.src_stride + cursor.byte;
-  const uint64_t dst = bases.dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
-  const shim::CuStream stream = part.beside ? beside_.get() : stream_.get();
-  const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
-  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
+  const uint64_t src = bases->src + (uint64_t{run.src_slot} + cursor.slot) * pair.src_stride + cursor.byte;
+  const uint64_t dst = bases->dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
+  const shim::CuStream stream = (part.beside ? beside_ : stream_).get();
+  if (part.rows == 1) {
+    const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
+    return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
+  }
+  shim::CuCopy2d rows{};
+  rows.from.type = rows.to.type = shim::kCuMemoryUnified;
+  rows.from.device = src;
+  rows.from.pitch = bases[1].src - bases[0].src;
+  rows.to.device = dst;
+  rows.to.pitch = bases[1].dst - bases[0].dst;
+  rows.row_bytes = part.bytes / part.rows;
+  rows.rows = part.rows;
+  const auto result = shim::cuda().api.copy_2d_async(&rows, stream);
+  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpy2DAsync");
+}
+
+// What is launched on `stream` from now on begins after what `before` has now.
+Status DeviceCopier::follow(shim::CuEvent event, shim::CuStream before, shim::CuStream stream) noexcept {
+  const shim::CudaDriver& api = shim::cuda().api;
+  if (const auto r = api.event_record(event, before); r != shim::kCuSuccess) return fail(r, "cuEventRecord");
+  const auto r = api.stream_wait_event(stream, event, 0);
+  return r == shim::kCuSuccess ? kOkStatus : fail(r, "cuStreamWaitEvent");
 }
 
 // A shared piece begins with what the kernel moves, whose launch takes little time; the engine's copies follow on the
 // second stream, which starts after what came before the piece and which the piece's event then waits for.
-Status DeviceCopier::launch_parts(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
                                   uint64_t buffer, uint64_t& moved) noexcept {
-  const shim::CudaDriver& api = shim::cuda().api;
   const uint64_t share = kernel_share(entry, copy, cursor, budget);
-  if (share != 0) {
-    if (const auto r = api.event_record(fork_.get(), stream_.get()); r != 0) return fail(r, "cuEventRecord");
-    if (const auto r = api.stream_wait_event(beside_.get(), fork_.get(), 0); r != 0)
-      return fail(r, "cuStreamWaitEvent");
-  }
+  if (share != 0)
+    if (const Status s = follow(fork_.get(), stream_.get(), beside_.get()); !s.ok()) return s;
   for (size_t parts = 0; parts < kMaxParts && moved < budget && !at_end(copy, cursor); ++parts) {
     const bool kernel = moved < share;
     const uint64_t engine_from = kernel ? UINT64_MAX : share != 0 ? kSharedBytes : kEngineBytes;
     Part part = next_part(entry, copy, cursor, (kernel ? share : budget) - moved, buffer + moved, engine_from);
-    part.beside = part.engine && share != 0;
-    if (const Status s = start(entry, copy, cursor, part, buffer + moved); !s.ok()) return s;
+    part.beside = share != 0 ? part.engine : beside(entry);
+    const Status s =
+        part.engine ? start_engine(entry, copy, cursor, part) : start_kernel(entry, copy, cursor, part, buffer + moved);
+    if (!s.ok()) return s;
     moved += advance(copy, cursor, part.bytes);
   }
-  if (share == 0) return kOkStatus;
-  if (const auto r = api.event_record(join_.get(), beside_.get()); r != 0) return fail(r, "cuEventRecord");
-  const auto r = api.stream_wait_event(stream_.get(), join_.get(), 0);
-  return r == shim::kCuSuccess ? kOkStatus : fail(r, "cuStreamWaitEvent");
+  return share == 0 ? kOkStatus : follow(join_.get(), beside_.get(), stream_.get());
 }
 
 Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
@@ -315,28 +385,37 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
   const Current current(kernels_.context());
   if (current.result() != shim::kCuSuccess) return fail(current.result(), "cuCtxPushCurrent");
   uint64_t moved = 0;
+  const shim::CuStream stream = (beside(*entry) ? beside_ : stream_).get();
   if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, moved); !s.ok()) return s;
   if (moved == 0) return kOkStatus;
   const shim::CudaDriver& api = shim::cuda().api;
-  if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream_.get()); r != 0)
+  if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream); r != 0)
     return fail(r, "cuEventRecord");
+  on_beside_[(launched_ + 1) % events_.size()] = stream == beside_.get();
   ticket = entry->last_piece = ++launched_;
   if (options_.wake)
-    if (const auto r = api.launch_host_function(stream_.get(), &wake_caller, const_cast<DeviceCopyOptions*>(&options_));
+    if (const auto r = api.launch_host_function(stream, &wake_caller, const_cast<DeviceCopyOptions*>(&options_));
         r != 0)
       return fail(r, "cuLaunchHostFunc");
   return kOkStatus;
 }
 
+// Each stream is in order, so two pieces say it of all: this one, and the latest one before it on the other stream.
 Status DeviceCopier::done(DeviceTicket ticket, bool& over) noexcept {
   over = ticket <= done_;
   if (over) return kOkStatus;
   if (!error_.ok()) return error_;
   if (ticket > launched_) return {Code::kInternal, 0, "a piece that was never launched"};
   const Current current(kernels_.context());
-  const auto result = shim::cuda().api.event_query(events_[ticket % events_.size()].get());
-  if (result == shim::kCuNotReady) return kOkStatus;
-  if (result != shim::kCuSuccess) return fail(result, "cuEventQuery");
+  const auto index = [&](DeviceTicket of) { return of % events_.size(); };
+  DeviceTicket other = ticket;
+  while (other > done_ && on_beside_[index(other)] == on_beside_[index(ticket)]) --other;
+  for (const DeviceTicket asked : {ticket, other}) {
+    if (asked <= done_) continue;
+    const auto result = shim::cuda().api.event_query(events_[index(asked)].get());
+    if (result == shim::kCuNotReady) return kOkStatus;
+    if (result != shim::kCuSuccess) return fail(result, "cuEventQuery");
+  }
   done_ = std::max(done_, ticket);
   over = true;
   return kOkStatus;
@@ -344,7 +423,7 @@ Status DeviceCopier::done(DeviceTicket ticket, bool& over) noexcept {
 
 std::string DeviceCopier::describe() const {
   return std::to_string(blocks_) + " thread blocks" +
-         (options_.copy_engine ? ", copy engine for runs of " + std::to_string(kEngineBytes >> 10) +
+         (options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
                                      " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
                                : ", no copy engine");
 }

@@ -18,6 +18,10 @@ namespace pdxfer::pack {
 inline constexpr unsigned kDefaultBlocks = 12;
 inline constexpr unsigned kBufferBlocks = 8;  // PCIe, to a slot of host memory or from one, is full with these
 inline constexpr uint64_t kEngineBytes = 16 << 20;
+// Equal runs an equal distance apart, as in the buffers of a pool, are rows of one engine copy, from this size on. The
+// distance is a multiple of what the driver gives to pitched memory: others are not certain to work.
+inline constexpr uint64_t kEngineRow = 512 << 10;
+inline constexpr uint64_t kPitchUnit = 512;
 // Runs from this size on are shared between the two, which together outrun either: the kernel's share, in 64ths.
 inline constexpr uint64_t kSharedBytes = 4 << 20;
 inline constexpr uint64_t kKernelShare = 32;
@@ -44,35 +48,48 @@ class DeviceCopier final : public DeviceCopy {
     unsigned log2_word = 0;
     bool engine = false;
     bool beside = false;  // on the second stream
+    uint32_t rows = 1;    // of an engine copy
   };
 
   Status fail(shim::CuResult result, const char* what) noexcept;
+  uint32_t rows_at(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
+                   uint64_t budget) const noexcept;
   uint64_t kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
                         uint64_t budget) const noexcept;
   Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
                  uint64_t buffer, uint64_t engine_from) const noexcept;
-  Status launch_parts(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
-                      uint64_t buffer, uint64_t& moved) noexcept;
-  Status start(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
-               uint64_t buffer) noexcept;
-  Status start_kernel(const TableRing::Entry& entry, const RegionPair& pair, const Cursor& cursor, const Part& part,
+  Status launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget, uint64_t buffer,
+                      uint64_t& moved) noexcept;
+  Status follow(shim::CuEvent event, shim::CuStream before, shim::CuStream stream) noexcept;
+  Status start_engine(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
+                      const Part& part) noexcept;
+  Status start_kernel(TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
                       uint64_t buffer) noexcept;
-  void hand_out_tiles(PagedCopyArgs& args, unsigned blocks) noexcept;
+  void write_slots(TableRing::Entry& entry, const PagedCopy& copy) noexcept;
+  Status upload(TableRing::Entry& entry) noexcept;
+  void hand_out_tiles(PagedCopyArgs& args, unsigned blocks, bool beside) noexcept;
+  bool beside(const TableRing::Entry& entry) const noexcept;  // where the next piece is launched
   uint64_t slots_before(const TableRing::Entry& entry, const Cursor& cursor) const noexcept;
   const DevicePair* pairs_of(const TableRing::Entry& entry) const noexcept;
 
   const DeviceCopyOptions options_;
   DeviceKernels kernels_;
   unsigned blocks_ = 0;
-  sys::CudaStream stream_, beside_;  // beside_: the copy engine's part of a piece that is shared
+  uint64_t max_pitch_ = 0;
+  // beside_ has the copy engine's part of a piece that is shared, and every second piece through a buffer: the end of
+  // one and the beginning of the next then overlap.
+  sys::CudaStream stream_, beside_;
   TableRing ring_;
   sys::PinnedMemory host_tables_;
   sys::CudaMemory device_tables_;
-  uint32_t tiles_given_ = 0;     // what the counter will stand at when all that was launched is over; wraps, as it does
-  sys::CudaMemory tiles_taken_;  // the counter; one will do, as the kernels of stream_ follow one another
-  sys::CudaEvent fork_, join_;   // where beside_ parts from stream_, and where stream_ waits for it
-  std::vector<sys::CudaEvent> events_;
-  uint64_t launched_ = 0, done_ = 0;  // tickets
+  // What the counters will stand at when all that was launched is over; they wrap, as these do. One for each stream, as
+  // kernels of one stream follow one another.
+  uint32_t tiles_given_[2] = {};
+  sys::CudaMemory tiles_taken_;         // the counters
+  sys::CudaEvent fork_, join_;          // where beside_ parts from stream_, and where stream_ waits for it
+  std::vector<sys::CudaEvent> events_;  // of the latest pieces, by ticket,
+  std::vector<bool> on_beside_;         // and which stream each was recorded on
+  uint64_t launched_ = 0, done_ = 0;    // tickets
   Status error_;
 };
 

@@ -31,6 +31,7 @@ DeviceKernels::DeviceKernels(int ordinal) : context_(ordinal) {
     shim::cuda_check(
         api.module_get_function(&copies_[i], module_, ("pdx_paged_copy_" + std::to_string(1u << i)).c_str()),
         "cuModuleGetFunction");
+  shim::cuda_check(api.module_get_function(&inlined_, module_, "pdx_paged_copy_16_inline"), "cuModuleGetFunction");
 }
 
 DeviceKernels::~DeviceKernels() {

@@ -17,11 +17,13 @@ class DeviceKernels {
   const sys::CudaContext& context() const noexcept { return context_; }
   // For words of 1, 2, 4, 8 or 16 bytes, given as the power of two.
   shim::CuFunction copy(unsigned log2_bytes) const noexcept { return copies_[log2_bytes]; }
+  // For words of 16 bytes, with PagedCopyInlineArgs.
+  shim::CuFunction copy_inlined() const noexcept { return inlined_; }
 
  private:
   sys::CudaContext context_;
   shim::CuModule module_ = nullptr;
-  shim::CuFunction copies_[5] = {};
+  shim::CuFunction copies_[5] = {}, inlined_ = nullptr;
 };
 
 }  // namespace pdxfer::pack

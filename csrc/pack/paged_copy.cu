@@ -39,15 +39,20 @@ struct Place {
   u64 src, dst;
 };
 
+struct Tables {
+  const DevicePair* pairs;
+  const DeviceSlot* slots;
+};
+
 template <typename Word>
-__device__ Place place_of(const PagedCopyArgs& args, unsigned int at) {
+__device__ Place place_of(const PagedCopyArgs& args, const Tables& tables, unsigned int at) {
   const unsigned int n = args.first + at;
   const unsigned int pair = divide(n, args.per_pair);
   const unsigned int in_pair = n - pair * args.per_pair.value;
   const unsigned int slot = divide(in_pair, args.per_slot);
   const u64 within = (u64)(in_pair - slot * args.per_slot.value) * sizeof(Word);
-  const DevicePair bases = args.pairs[pair];
-  const DeviceSlot slots = args.slots[slot];
+  const DevicePair bases = tables.pairs[pair];
+  const DeviceSlot slots = tables.slots[slot];
   Place place;
   place.src = bases.src + slots.src * args.src_stride + within;
   place.dst = bases.dst + slots.dst * args.dst_stride + within;
@@ -58,13 +63,13 @@ __device__ Place place_of(const PagedCopyArgs& args, unsigned int at) {
 
 // kDepth rows of a word per thread: all loads are in flight before the first store waits.
 template <typename Word>
-__device__ void copy_tile(const PagedCopyArgs& args, unsigned int tile, unsigned int lane) {
+__device__ void copy_tile(const PagedCopyArgs& args, const Tables& tables, unsigned int tile, unsigned int lane) {
   Word held[kDepth];
   u64 to[kDepth];
   for (unsigned int k = 0; k < kDepth; ++k) {
     const unsigned int at = tile * kTileWords + k * kWarpThreads + lane;
     if (at >= args.count) continue;
-    const Place place = place_of<Word>(args, at);
+    const Place place = place_of<Word>(args, tables, at);
     to[k] = place.dst;
     held[k] = load_word<Word>(place.src);
   }
@@ -75,7 +80,7 @@ __device__ void copy_tile(const PagedCopyArgs& args, unsigned int tile, unsigned
 // Multiprocessors do not get equal shares of a link: with equal shares of the work the last would end well after the
 // first. So a warp takes the next tile that nobody has, and asks for it before it copies the one in hand.
 template <typename Word>
-__device__ void copy_words(const PagedCopyArgs& args) {
+__device__ void copy_words(const PagedCopyArgs& args, const Tables& tables) {
   const unsigned int lane = threadIdx.x % kWarpThreads;
   const unsigned int warps = gridDim.x * blockDim.x / kWarpThreads;
   const unsigned int tiles = (args.count + kTileWords - 1) / kTileWords;
@@ -83,7 +88,7 @@ __device__ void copy_words(const PagedCopyArgs& args) {
   while (tile < tiles) {
     unsigned int next = tile;
     if (args.tiles_taken != nullptr && lane == 0) next = atomicAdd(args.tiles_taken, 1u) - args.taken_before;
-    copy_tile<Word>(args, tile, lane);
+    copy_tile<Word>(args, tables, tile, lane);
     if (args.tiles_taken != nullptr) next = __shfl_sync(0xffffffffu, next, 0);
     tile = warps + next;
   }
@@ -94,10 +99,17 @@ __device__ void copy_words(const PagedCopyArgs& args) {
 
 #define PDX_KERNEL(name, Word)                                                                                 \
   extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads) name(const pdxfer::PagedCopyArgs args) { \
-    pdxfer::copy_words<Word>(args);                                                                            \
+    pdxfer::copy_words<Word>(args, {args.pairs, args.slots});                                                  \
   }
 PDX_KERNEL(pdx_paged_copy_16, uint4)
 PDX_KERNEL(pdx_paged_copy_8, uint2)
 PDX_KERNEL(pdx_paged_copy_4, unsigned int)
 PDX_KERNEL(pdx_paged_copy_2, unsigned short)
 PDX_KERNEL(pdx_paged_copy_1, unsigned char)
+
+// The commonest words, with the tables among the kernel's parameters.
+extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads)
+    pdx_paged_copy_16_inline(const __grid_constant__ pdxfer::PagedCopyInlineArgs all) {
+  pdxfer::copy_words<uint4>(all.args, {reinterpret_cast<const pdxfer::DevicePair*>(all.tables + all.pairs_at),
+                                       reinterpret_cast<const pdxfer::DeviceSlot*>(all.tables + all.slots_at)});
+}

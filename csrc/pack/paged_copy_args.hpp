@@ -48,12 +48,21 @@ struct PagedCopyArgs {
   unsigned int* tiles_taken;
 };
 
+// Tables that are small enough travel with the launch, which saves the upload of their own.
+constexpr unsigned int kInlineBytes = 3968;
+struct PagedCopyInlineArgs {
+  PagedCopyArgs args;               // whose pairs and slots are unused
+  unsigned int pairs_at, slots_at;  // in tables
+  alignas(16) unsigned char tables[kInlineBytes];
+};
+
 constexpr unsigned int kBlockThreads = 1024;
 constexpr unsigned int kWarpThreads = 32;
 constexpr unsigned int kDepth = 4;  // words a thread loads before it stores the first
 constexpr unsigned int kTileWords = kDepth * kWarpThreads;
 
-static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 88,
+static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 88 &&
+                  sizeof(PagedCopyInlineArgs) == 4064,  // of the 4096 that a kernel's parameters may have
               "host and device compilers must lay these out alike");
 
 }  // namespace pdxfer

@@ -19,7 +19,8 @@ class TableRing {
     uint64_t last_piece = 0;        // the last ticket that uses it
     bool released = false;
     uint32_t pairs = 0, slots = 0;
-    uint64_t pairs_at = 0, firsts_at = 0;  // in the ring, as is `begin`, where the slots are
+    uint64_t pairs_at = 0, firsts_at = 0;    // in the ring, as is `begin`, where the slots are
+    bool written = false, uploaded = false;  // the slots; slots and pairs
     uint8_t form = 0;
   };
 

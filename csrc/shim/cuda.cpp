@@ -22,6 +22,7 @@ void want_data_path(CudaDriver& api, const Want& want) noexcept {
   want(api.event_record, "cuEventRecord");
   want(api.event_query, "cuEventQuery");
   want(api.copy_async, "cuMemcpyAsync");
+  want(api.copy_2d_async, "cuMemcpy2DAsync_v2");
   want(api.copy_to_device_async, "cuMemcpyHtoDAsync_v2");
   want(api.host_alloc, "cuMemHostAlloc");
   want(api.host_free, "cuMemFreeHost");

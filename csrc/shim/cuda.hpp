@@ -48,7 +48,19 @@ struct CuMemProperties {  // CUmemAllocationProp
   void* win32;
   unsigned char flags[8];
 };
-static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12);
+struct CuCopy2dSide {
+  size_t x, y;
+  unsigned type;  // kCuMemoryUnified
+  const void* host;
+  CuDevicePtr device;
+  void* array;
+  size_t pitch;
+};
+struct CuCopy2d {  // CUDA_MEMCPY2D
+  CuCopy2dSide from, to;
+  size_t row_bytes, rows;
+};
+static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12 && sizeof(CuCopy2d) == 128);
 
 inline constexpr CuResult kCuSuccess = 0;
 inline constexpr CuResult kCuNotReady = 600;
@@ -61,6 +73,8 @@ inline constexpr unsigned kCuStreamNonBlocking = 1;
 inline constexpr unsigned kCuEventDisableTiming = 2;
 inline constexpr unsigned kCuIpcLazyPeerAccess = 1;
 inline constexpr unsigned kCuHostPortable = 1, kCuHostMapped = 2;
+inline constexpr unsigned kCuMemoryUnified = 4;
+inline constexpr int kCuAttributeMaxPitch = 11;
 inline constexpr int kCuAttributeMultiprocessors = 16;
 inline constexpr int kCuAttributePciBus = 33;
 inline constexpr int kCuAttributePciDevice = 34;
@@ -110,6 +124,7 @@ struct CudaDriver {
   CuResult (*event_record)(CuEvent event, CuStream stream);
   CuResult (*event_query)(CuEvent event);
   CuResult (*copy_async)(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream);  // any two kinds of memory
+  CuResult (*copy_2d_async)(const CuCopy2d* copy, CuStream stream);
   CuResult (*copy_to_device_async)(CuDevicePtr to, const void* from, size_t bytes, CuStream stream);
   CuResult (*host_alloc)(void** pointer, size_t bytes, unsigned flags);
   CuResult (*host_free)(void* pointer);

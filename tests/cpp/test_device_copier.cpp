@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <cstring>
+#include <functional>
+#include <random>
 #include <thread>
 
 #include "core/paged_copy.hpp"
@@ -40,6 +42,26 @@ struct Buffers {
   }
   std::byte *src, *dst;
 };
+
+// One run of 1 KiB slots in each buffer; gap_before(i) is how much further than back to back buffer i begins.
+PagedCopy buffers(uint32_t pairs, uint32_t run, const std::function<uint64_t(uint64_t)>& gap_before) {
+  PagedCopy copy;
+  for (uint64_t i = 0; i < pairs; ++i) {
+    const uint64_t at = (i * run << 10) + gap_before(i);
+    copy.pairs.push_back({1, 2, at, at, 1024, 1024, 1024});
+  }
+  copy.runs = {{0, 0, run}};
+  copy.seal();
+  return copy;
+}
+
+bool in_place(const PagedCopy& copy, const Buffers& memory) {
+  for (Cursor at; !at_end(copy, at);) {
+    const Extent e = next_extent(copy, at, UINT64_MAX);
+    if (std::memcmp(memory.dst + e.dst_offset, memory.src + e.src_offset, e.bytes) != 0) return false;
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -143,12 +165,10 @@ TEST_CASE("each piece wakes its caller, and the copy engine takes long runs") {
 TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, in the order of their pieces") {
   fake_cuda::install();
   fake_cuda::set_delay_us(500);
-  PagedCopy copy;
   constexpr uint32_t kRun = 4608, kPairs = 6;  // 4.5 MiB
-  for (uint64_t i = 0; i < kPairs; ++i) copy.pairs.push_back({1, 2, i * kRun << 10, i * kRun << 10, 1024, 1024, 1024});
-  copy.runs = {{0, 0, kRun}};
-  copy.seal();
-  Buffers memory(uint64_t{kPairs} * kRun << 10);
+  const PagedCopy copy = buffers(kPairs, kRun, [](uint64_t i) { return i * i % 3 << 10; });
+  const uint64_t end = uint64_t{kPairs} * (kRun + 4) << 10;
+  Buffers memory(end);
   const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
   const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
   DeviceCopier copier(0, {});
@@ -160,7 +180,7 @@ TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, 
     DeviceTicket ticket = 0;
     for (Cursor cursor; !at_end(copy, cursor);) REQUIRE(copier.launch(tables, copy, cursor, piece, 0, ticket).ok());
     wait_for(copier, ticket);
-    CHECK(std::memcmp(memory.src, memory.dst, copy.bytes) == 0);
+    CHECK(in_place(copy, memory));
     CHECK(fake_cuda::engine_copies() > before);           // some by the engine,
     CHECK(fake_cuda::engine_copies() < before + kPairs);  // some by the kernel
     copier.release(tables);
@@ -179,8 +199,84 @@ TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, 
     REQUIRE(copier.launch(tables, fewer, cursor, UINT64_MAX, 0, ticket).ok());
   }
   wait_for(copier, ticket);
-  CHECK(std::memcmp(memory.src, memory.dst, copy.bytes) == 0);
+  CHECK(in_place(fewer, memory));
   fake_cuda::set_delay_us(0);
+}
+
+TEST_CASE("equal runs an equal distance apart are one copy of the engine") {
+  fake_cuda::install();
+  constexpr uint32_t kRun = 1024, kPairs = 40;  // 1 MiB
+  Buffers memory(uint64_t{kPairs} * (kRun + 4) << 10);
+  const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
+  const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
+  DeviceCopier copier(0, {});
+  const auto engine_copies = [&](const PagedCopy& copy, uint64_t piece) {
+    std::memset(memory.dst, 0xa5, uint64_t{kPairs} * (kRun + 4) << 10);
+    DeviceTables tables = 0;
+    REQUIRE(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables).ok());
+    const unsigned before = fake_cuda::engine_copies();
+    DeviceTicket ticket = 0;
+    for (Cursor cursor; !at_end(copy, cursor);) REQUIRE(copier.launch(tables, copy, cursor, piece, 0, ticket).ok());
+    wait_for(copier, ticket);
+    CHECK(in_place(copy, memory));
+    copier.release(tables);
+    return fake_cuda::engine_copies() - before;
+  };
+  const auto even = [](uint64_t i) { return i << 10; };
+  CHECK(engine_copies(buffers(kPairs, kRun, even), UINT64_MAX) == 1);
+  CHECK(engine_copies(buffers(kPairs, kRun, even), 20 << 20) == 2);  // a piece is a copy
+  CHECK(engine_copies(buffers(kPairs, kRun, even), 17 << 19) == 0);  // 8 MiB and a half: the kernel's
+  // A gap in the middle: 20 and 20. Too few bytes, runs too short, a distance that pitched memory does not have.
+  CHECK(engine_copies(buffers(kPairs, kRun, [](uint64_t i) { return (i + i / 20) << 10; }), UINT64_MAX) == 2);
+  CHECK(engine_copies(buffers(15, kRun, even), UINT64_MAX) == 0);
+  CHECK(engine_copies(buffers(kPairs, kRun / 2 - 1, even), UINT64_MAX) == 0);
+  CHECK(engine_copies(buffers(kPairs, kRun, [](uint64_t i) { return i * 48; }), UINT64_MAX) == 0);
+  // Backwards at the source alone.
+  PagedCopy backwards = buffers(kPairs, kRun, even);
+  for (uint32_t i = 0; i < kPairs; ++i) backwards.pairs[i].src_offset = backwards.pairs[kPairs - 1 - i].dst_offset;
+  CHECK(engine_copies(backwards, UINT64_MAX) == 0);
+}
+
+TEST_CASE("a piece is over with all before it, also where pieces overlap") {
+  fake_cuda::install();
+  fake_cuda::set_delay_us(300);
+  const PagedCopy copy = pages(1024, 256);
+  Buffers memory(256 << 10);
+  std::byte* const buffer = fake_cuda::allocate(0, 256 << 10);
+  const uint64_t src = reinterpret_cast<uint64_t>(memory.src), dst = reinterpret_cast<uint64_t>(memory.dst);
+  DeviceCopier copier(0, {});
+  const DeviceForm forms[] = {DeviceForm::kGather, DeviceForm::kScatter, DeviceForm::kPaged};
+  DeviceTables tables[3];
+  for (int i = 0; i < 3; ++i) REQUIRE(copier.prepare(copy, forms[i], {&src, 1}, {&dst, 1}, tables[i]).ok());
+  std::mt19937 random(5);
+  for (int round = 0; round < 20; ++round) {
+    // Gathers and slots-to-slots pieces in any order; the last one's ticket stands for all of them.
+    std::memset(memory.dst, 0, 256 << 10);
+    std::memset(buffer, 0, 256 << 10);
+    Cursor at[2];
+    DeviceTicket last = 0;
+    for (DeviceTicket ticket = 0; !at_end(copy, at[0]) || !at_end(copy, at[1]); last = std::max(last, ticket)) {
+      const size_t which = at_end(copy, at[0]) ? 1 : at_end(copy, at[1]) ? 0 : random() % 2;
+      const uint64_t to = reinterpret_cast<uint64_t>(buffer) + position(copy, at[which]);
+      REQUIRE(copier.launch(tables[which * 2], copy, at[which], 16 << 10, which == 0 ? to : 0, ticket).ok());
+    }
+    wait_for(copier, last);
+    for (uint32_t i = 0; i < 256; ++i) CHECK(std::memcmp(memory.src + i * 1024, buffer + i * 1024, 1024) == 0);
+    for (uint32_t i = 0; i < 256; ++i)
+      CHECK(std::memcmp(memory.src + i * 1024, memory.dst + (255 - i) * 1024, 1024) == 0);
+    // And back through the buffer.
+    std::memset(memory.dst, 0, 256 << 10);
+    DeviceTicket ticket = 0;
+    for (Cursor cursor; !at_end(copy, cursor);) {
+      const uint64_t from = reinterpret_cast<uint64_t>(buffer) + position(copy, cursor);
+      REQUIRE(copier.launch(tables[1], copy, cursor, 16 << 10, from, ticket).ok());
+    }
+    wait_for(copier, ticket);
+    for (uint32_t i = 0; i < 256; ++i)
+      CHECK(std::memcmp(memory.src + i * 1024, memory.dst + (255 - i) * 1024, 1024) == 0);
+  }
+  fake_cuda::set_delay_us(0);
+  fake_cuda::release(buffer);
 }
 
 TEST_CASE("a device error is final, and names the call") {

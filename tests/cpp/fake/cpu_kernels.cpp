@@ -2,7 +2,7 @@
 // the others is kept until they have run, which is faithful because warps never wait for one another.
 #include "cpu_kernels.hpp"
 
-#include <algorithm>
+#include <map>
 #include <vector>
 
 namespace {
@@ -27,6 +27,7 @@ unsigned __shfl_sync(unsigned, unsigned value, int) {
 }  // namespace
 #define __device__ static inline
 #define __global__
+#define __grid_constant__
 #define __launch_bounds__(threads)
 // A word is stored only where it was loaded, under the same condition, which gcc 12 does not follow through the
 // unrolled loops at -O3. Quietened here, since an initial value in the kernel would cost the device registers for
@@ -42,8 +43,10 @@ unsigned __shfl_sync(unsigned, unsigned value, int) {
 #endif
 
 namespace fake_cuda {
+namespace {
 
-void run_kernel(Kernel kernel, unsigned blocks, const pdxfer::PagedCopyArgs& args) {
+template <typename Args>
+void run(void (*kernel)(Args), unsigned blocks, const Args& args) {
   gridDim.x = blocks;
   blockDim.x = pdxfer::kBlockThreads;
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
@@ -54,13 +57,25 @@ void run_kernel(Kernel kernel, unsigned blocks, const pdxfer::PagedCopyArgs& arg
     }
 }
 
-Kernel find_kernel(const std::string& name) {
-  if (name == "pdx_paged_copy_16") return &pdx_paged_copy_16;
-  if (name == "pdx_paged_copy_8") return &pdx_paged_copy_8;
-  if (name == "pdx_paged_copy_4") return &pdx_paged_copy_4;
-  if (name == "pdx_paged_copy_2") return &pdx_paged_copy_2;
-  if (name == "pdx_paged_copy_1") return &pdx_paged_copy_1;
-  return nullptr;
+}  // namespace
+
+std::function<void()> launch_of(const Kernel& kernel, unsigned blocks, const void* parameter) {
+  if (kernel.inlined != nullptr)
+    return
+        [=, args = *static_cast<const pdxfer::PagedCopyInlineArgs*>(parameter)] { run(kernel.inlined, blocks, args); };
+  return [=, args = *static_cast<const pdxfer::PagedCopyArgs*>(parameter)] { run(kernel.plain, blocks, args); };
+}
+
+const Kernel* find_kernel(const std::string& name) {
+  static const std::map<std::string, Kernel> kernels = {
+      {"pdx_paged_copy_16", {&pdx_paged_copy_16, nullptr}},
+      {"pdx_paged_copy_8", {&pdx_paged_copy_8, nullptr}},
+      {"pdx_paged_copy_4", {&pdx_paged_copy_4, nullptr}},
+      {"pdx_paged_copy_2", {&pdx_paged_copy_2, nullptr}},
+      {"pdx_paged_copy_1", {&pdx_paged_copy_1, nullptr}},
+      {"pdx_paged_copy_16_inline", {nullptr, &pdx_paged_copy_16_inline}}};
+  const auto found = kernels.find(name);
+  return found == kernels.end() ? nullptr : &found->second;
 }
 
 }  // namespace fake_cuda

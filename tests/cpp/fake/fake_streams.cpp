@@ -1,5 +1,6 @@
 // Contexts, streams, events and launches of the fake driver; see fake_cuda.hpp.
 #include <atomic>
+#include <climits>
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
@@ -73,9 +74,7 @@ CuResult launch(CuFunction function, unsigned blocks, unsigned, unsigned, unsign
                 CuStream stream, void** parameters, void**) {
   if (const int failure = launch_failure.exchange(0); failure != 0) return failure;
   if (contexts.empty()) return 201;
-  const auto args = *static_cast<pdxfer::PagedCopyArgs*>(parameters[0]);
-  const auto kernel = reinterpret_cast<Kernel>(function);
-  stream_of(stream)->post([=] { run_kernel(kernel, blocks, args); });
+  stream_of(stream)->post(launch_of(*reinterpret_cast<const Kernel*>(function), blocks, parameters[0]));
   return kCuSuccess;
 }
 
@@ -95,6 +94,11 @@ CuResult wait_event(CuStream stream, CuEvent event, unsigned) {
   return kCuSuccess;
 }
 
+CuResult upload_async(CuDevicePtr to, const void* from, size_t bytes, CuStream stream) {
+  stream_of(stream)->post([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+  return kCuSuccess;
+}
+
 CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
   ++copies;
   stream_of(stream)->post(
@@ -102,8 +106,25 @@ CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream str
   return kCuSuccess;
 }
 
+CuResult copy_2d_async(const CuCopy2d* what, CuStream stream) {
+  const CuCopy2d copy = *what;
+  if (copy.from.type != kCuMemoryUnified || copy.to.type != kCuMemoryUnified || copy.from.pitch < copy.row_bytes ||
+      copy.to.pitch < copy.row_bytes)
+    return 1;
+  ++copies;
+  stream_of(stream)->post([=] {
+    for (size_t row = 0; row < copy.rows; ++row)
+      std::memcpy(reinterpret_cast<void*>(copy.to.device + row * copy.to.pitch),
+                  reinterpret_cast<const void*>(copy.from.device + row * copy.from.pitch), copy.row_bytes);
+  });
+  return kCuSuccess;
+}
+
 CuResult attribute(int* value, int which, CuDevice) {
-  *value = which == kCuAttributeMultiprocessors ? 8 : which == kCuAttributeMajor ? 9 : 0;
+  *value = which == kCuAttributeMultiprocessors ? 8
+           : which == kCuAttributeMajor         ? 9
+           : which == kCuAttributeMaxPitch      ? INT_MAX
+                                                : 0;
   return kCuSuccess;
 }
 
@@ -145,7 +166,7 @@ void fill_device_table(CudaDriver& api) {
   };
   api.module_unload = [](CuModule) { return kCuSuccess; };
   api.module_get_function = [](CuFunction* out, CuModule, const char* name) {
-    *out = reinterpret_cast<CuFunction>(find_kernel(name));
+    *out = reinterpret_cast<CuFunction>(const_cast<Kernel*>(find_kernel(name)));
     return *out == nullptr ? 500 : kCuSuccess;
   };
 }
@@ -170,9 +191,8 @@ void fill_stream_table(CudaDriver& api) {
     return e.recorded->load(std::memory_order_acquire) >= e.wanted ? kCuSuccess : kCuNotReady;
   };
   api.copy_async = &copy_async;
-  api.copy_to_device_async = [](CuDevicePtr to, const void* from, size_t bytes, CuStream stream) {
-    return copy_async(to, reinterpret_cast<uint64_t>(from), bytes, stream);
-  };
+  api.copy_2d_async = &copy_2d_async;
+  api.copy_to_device_async = &upload_async;
   api.copy_to_device = [](CuDevicePtr to, const void* from, size_t bytes) {
     return std::memcpy(reinterpret_cast<void*>(to), from, bytes), kCuSuccess;
   };

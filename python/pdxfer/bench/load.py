@@ -1,14 +1,15 @@
 """Transfers, copies or arithmetic that go on until they are stopped, and how many of them there were.
 
-The studies of bench/studies.py run one of these at each end at once. `Repeated` runs its step in a thread of its own;
+The studies of bench/studies.py run one of these at each end at once. `Repeated` runs its step in threads of its own;
 the step releases the GIL while it waits. `Compute` is the work of a model that shares the GPU; it needs torch.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,34 +23,48 @@ _BATCH = 8  # iterations between two events
 
 
 class Repeated:
-    """Calls `step(number)` back to back from `start` to `stop`; `attach` is called in the thread first."""
+    """Calls `step(number)` back to back from `start` to `stop`; `attach` is called in each thread first.
 
-    def __init__(self, step: Callable[[int], object], attach: Callable[[], None] | None = None) -> None:
-        self._step, self._attach = step, attach
+    Args:
+        at_once: steps under way at a time, each in a thread.
+    """
+
+    def __init__(
+        self, step: Callable[[int], object], attach: Callable[[], None] | None = None, at_once: int = 1
+    ) -> None:
+        self._step, self._attach, self._at_once = step, attach, at_once
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # of what the threads tell: the error, the end, the count
+        self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self._began = self._ended = 0.0
-        self._first = 0
         self.count = 0
 
     def start(self, first: int = 0) -> None:
         self._stop.clear()
-        self._first, self.count, self._error = first, 0, None
-        self._thread = threading.Thread(target=self._run, name="bench-load", daemon=True)
-        self._thread.start()
+        self.count, self._error = 0, None
+        numbers = itertools.count(first)
+        self._threads = [
+            threading.Thread(target=self._run, args=(numbers,), name="bench-load", daemon=True)
+            for _ in range(self._at_once)
+        ]
+        self._began = self._ended = time.perf_counter()
+        for thread in self._threads:
+            thread.start()
 
-    def _run(self) -> None:
+    def _run(self, numbers: Iterator[int]) -> None:
         try:
             if self._attach is not None:
                 self._attach()
-            self._began = time.perf_counter()
             while not self._stop.is_set():
-                self._step(self._first + self.count)
-                self.count += 1
-            self._ended = time.perf_counter()
+                self._step(next(numbers))
+                with self._lock:
+                    self.count += 1
+                    self._ended = time.perf_counter()
         except BaseException as error:  # raised again by stop()
-            self._error = error
+            with self._lock:
+                self._error = self._error or error
+            self._stop.set()
 
     def stop(self) -> float:
         """Seconds that `count` steps took.
@@ -57,10 +72,12 @@ class Repeated:
         Raises:
             BenchError: a step failed, or does not end.
         """
-        assert self._thread is not None
+        assert self._threads
         self._stop.set()
-        self._thread.join(STOP_SECONDS)
-        if self._thread.is_alive():
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
             raise BenchError(f"a transfer did not end within {STOP_SECONDS:g} s")
         if self._error is not None:
             raise BenchError(f"back to back, number {self.count}: {self._error}") from self._error

@@ -17,7 +17,7 @@ from pdxfer.bench.errors import BenchError
 from pdxfer.bench.load import Compute, Repeated
 from pdxfer.bench.movers import Options, Path
 from pdxfer.bench.runner import Row, Runner
-from pdxfer.bench.study_session import CopyLoop, StudySession
+from pdxfer.bench.study_session import DUPLEX_AT_ONCE, CopyLoop, StudySession
 from pdxfer.bench.workloads import Workload, make_pages, pages_digest
 
 LATENCY_TOKENS = (1, 16, 128, 512, 2048)
@@ -80,7 +80,7 @@ class Studies:
         }
 
     def duplex(self, options: Options, work: Workload) -> Row:
-        """Each end sends to the other without pause; and one copy engine each way, for comparison."""
+        """Each end sends to the other, two requests at a time; and one copy engine each way, for comparison."""
         back = self._local.options_back(options)
         with self._runner.opened(options, work) as opened:
             self._local.do_pool(work.to_json(), device=options.device if options.memory == "device" else None)
@@ -88,7 +88,7 @@ class Studies:
             self._channel.call("load_open", timeout=120.0, options=back, workload=work.to_json(), **self._local.remote)
             pages = make_pages(work)
             self._local.do_row(work.to_json(), pages_digest(*pages))
-            forward = Repeated(opened.sender.transfer)
+            forward = Repeated(opened.sender.transfer, at_once=DUPLEX_AT_ONCE)
             try:
                 alone = forward.during(LOAD_SECONDS / 2)
                 self._channel.call("load_start")
@@ -103,6 +103,7 @@ class Studies:
         size = row["bytes"] / 1e9
         total = (both + other) * size
         return row | {
+            "at_once": DUPLEX_AT_ONCE,
             "alone_gbps": alone * size,
             "forward_gbps": both * size,
             "back_gbps": other * size,

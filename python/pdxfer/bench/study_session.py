@@ -19,6 +19,8 @@ from pdxfer.bench.session import Session
 from pdxfer.bench.workloads import make_pages, workload_from_json
 
 COPY_BYTES = 1 << 30
+# Requests under way in each direction: a link that waits for the next one to be planned and told of is not full.
+DUPLEX_AT_ONCE = 2
 
 
 class CopyLoop:
@@ -86,7 +88,7 @@ class StudySession(Session):
         self._back = make_sender("pdxfer", chosen)
         self._back.connect(self._back_pool, remote)
         self._back.prepare(geometry, *make_pages(work))
-        self._load = Repeated(self._back.transfer)
+        self._load = Repeated(self._back.transfer, at_once=DUPLEX_AT_ONCE)
         return {}
 
     def do_load_start(self) -> Message:

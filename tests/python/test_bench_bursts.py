@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from bench_library import Library, run
 
-from pdxfer.bench import runner
+from pdxfer.bench import own, runner
 from pdxfer.bench.channel import Channel
+from pdxfer.bench.errors import BenchError
 from pdxfer.bench.movers import Options
+from pdxfer.bench.own import OwnReceiver
 from pdxfer.bench.runner import Runner, Settings
 from pdxfer.bench.worker import open_channel, stop
 from pdxfer.bench.workloads import Workload
@@ -65,3 +68,27 @@ def test_the_engines_arrivals_of_a_burst_are_watched(monkeypatch: pytest.MonkeyP
     assert row["failed"] is None and row["verified"] and row["burst"] == 6
     assert row["notified_ms"] > 0 and row["notified_gbps"] == pytest.approx(row["bytes"] / row["notified_ms"] / 1e6)
     assert row["notified_percent"] == pytest.approx(100 * row["notified_gbps"] / row["ceiling_gbps"])
+
+
+def test_a_notice_counts_for_one_transfer_though_rows_use_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[int]] = []
+
+    class Engine:
+        def poll(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(ok=True, tag=own._TAG + number) for number in (told.pop(0) if told else [])]
+
+    monkeypatch.setattr(own.pdxfer, "Engine", lambda config: Engine())
+    receiver = OwnReceiver(Options("shm"))
+    told[:] = [[0], [1], [2]]
+    receiver.arrived(0)
+    assert len(receiver.watch(1, 2)) == 2
+    for number in (1, 2):
+        receiver.arrived(number)
+    told[:] = [[], [0], [2], [1]]  # the next row's; 2 before 1
+    receiver.arrived(0)
+    assert len(told) == 2, "the first row's notice was taken for the second's"
+    one, two = receiver.watch(1, 2)
+    assert not told and one >= two
+    monkeypatch.setattr(own, "NOTICE_SECONDS", 0.05)
+    with pytest.raises(BenchError, match="no notice of arrival within 0.05 s"):
+        receiver.arrived(3)

@@ -119,7 +119,7 @@ class OwnSender:
 class OwnReceiver:
     def __init__(self, options: Options) -> None:
         self._engine = pdxfer.Engine(make_config(options))
-        self._arrived: set[int] = set()
+        self._arrived: dict[int, int] = {}  # transfer -> time.monotonic_ns() of its notice, until it is asked for
 
     def open(self, pool: Pool) -> dict[str, Any]:
         for buffer in pool:
@@ -131,14 +131,12 @@ class OwnReceiver:
 
     def arrived(self, number: int) -> None:
         deadline = time.monotonic() + NOTICE_SECONDS
-        while _TAG + number not in self._arrived:
-            for arrival in self._engine.poll():
-                if not arrival.ok:
-                    raise BenchError(f"the receiver was told of a failed transfer: {arrival.status}")
-                self._arrived.add(arrival.tag)
+        while number not in self._arrived:
+            self._collect()
             if time.monotonic() > deadline:
                 raise BenchError(f"no notice of arrival within {NOTICE_SECONDS:g} s of the sender's completion")
             time.sleep(0)
+        del self._arrived[number]  # every row counts from 0
 
     def watch(self, first: int, count: int) -> list[int]:
         """time.monotonic_ns() of each arrival of transfers `first` and up, polled for without a pause.
@@ -146,19 +144,23 @@ class OwnReceiver:
         Raises:
             BenchError: one failed, or they did not all come.
         """
-        at: dict[int, int] = {}
         deadline = time.monotonic() + TRANSFER_SECONDS
-        while len(at) < count:
-            arrivals = self._engine.poll()
-            now = time.monotonic_ns()
-            for arrival in arrivals:
-                if not arrival.ok:
-                    raise BenchError(f"the receiver was told of a failed transfer: {arrival.status}")
-                at[arrival.tag - _TAG] = now
-                self._arrived.add(arrival.tag)
-            if now > deadline * 1e9:
-                raise BenchError(f"{len(at)} of {count} arrivals within {TRANSFER_SECONDS:g} s")
-        return [at[number] for number in range(first, first + count)]
+        missing = set(range(first, first + count)) - self._arrived.keys()
+        while missing:
+            missing -= self._collect()
+            if time.monotonic() > deadline:
+                raise BenchError(f"{count - len(missing)} of {count} arrivals within {TRANSFER_SECONDS:g} s")
+        return [self._arrived[number] for number in range(first, first + count)]
+
+    def _collect(self) -> set[int]:
+        """Notes when each new arrival was reported; their numbers."""
+        arrivals = self._engine.poll()
+        now = time.monotonic_ns()
+        for arrival in arrivals:
+            if not arrival.ok:
+                raise BenchError(f"the receiver was told of a failed transfer: {arrival.status}")
+            self._arrived[arrival.tag - _TAG] = now
+        return {arrival.tag - _TAG for arrival in arrivals}
 
     def close(self) -> None:
         self._engine.close()

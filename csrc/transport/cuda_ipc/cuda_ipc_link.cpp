@@ -104,7 +104,7 @@ void CudaLink::receive() {
 }
 
 void CudaLink::read_messages() {
-  while (lost_.ok()) {
+  while (lost_.ok() && !(taking_ && !ready_.empty())) {  // the worker hands on what there is, and comes again at once
     std::vector<sys::UniqueFd> fds;
     const int64_t n = sys::recv_message(connection_.socket.get(), inbox_, &fds);
     if (n == -EAGAIN) return;

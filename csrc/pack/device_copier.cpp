@@ -75,11 +75,14 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
       join_((sys::CudaScope(kernels_.context()), sys::CudaEvent())) {
   const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
   blocks_ = std::clamp(options.blocks != 0 ? options.blocks : kDefaultBlocks, 1u, std::max(1u, processors));
+  clusters_ =
+      kernels_.context().attribute(shim::kCuAttributeMajor) >= 9 && shim::cuda().api.launch_kernel_ex != nullptr;
   max_pitch_ = static_cast<uint64_t>(kernels_.context().attribute(shim::kCuAttributeMaxPitch));
   const sys::CudaScope scope(kernels_.context());
   events_.reserve(std::max<size_t>(options.pieces, 1));
   for (size_t i = 0; i < std::max<size_t>(options.pieces, 1); ++i) events_.emplace_back();
   on_beside_.resize(events_.size());
+  row_order_.reserve(kMostRows);
 }
 
 // Uploads without a piece after them count too, so it is the stream that has to be idle.
@@ -177,26 +180,56 @@ void DeviceCopier::release(DeviceTables tables) noexcept {
   ring_.reclaim(done_);
 }
 
-// How many equal runs of neighbouring pairs from the cursor on are rows of one engine copy; 0: not enough for it, or
-// not of that kind.
-uint32_t DeviceCopier::rows_at(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                               uint64_t budget) const noexcept {
+// Equal runs an equal distance apart, as in the buffers of a pool, are the rows of one engine copy. Takes the pairs
+// from the cursor on that fit the budget, in the order of their addresses, when few such copies move them: an allocator
+// may have laid them out in any order. Moves nothing when the kernel is ahead.
+Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                                 uint64_t& moved) noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const uint64_t row = copy.slots * pair.slot_bytes;
   if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || copy.runs.size() != 1 ||
       row < kEngineRow || cursor != Cursor{cursor.pair, 0, 0, 0})
-    return 0;
-  const auto most = static_cast<uint32_t>(std::min<uint64_t>(entry.pairs - cursor.pair, budget / row));
-  if (most < 2) return 0;
-  const DevicePair* bases = pairs_of(entry) + cursor.pair;
-  const uint64_t src_pitch = bases[1].src - bases[0].src, dst_pitch = bases[1].dst - bases[0].dst;
-  if (std::min(src_pitch, dst_pitch) < row || std::max(src_pitch, dst_pitch) > max_pitch_ ||
-      (src_pitch | dst_pitch) % kPitchUnit != 0)
-    return 0;
-  uint32_t rows = 1;
-  for (; rows < most && alike(copy.pairs[cursor.pair + rows], pair); ++rows)
-    if (bases[rows].src - bases[rows - 1].src != src_pitch || bases[rows].dst - bases[rows - 1].dst != dst_pitch) break;
-  return rows * row < kEngineBytes ? 0 : rows;
+    return kOkStatus;
+  const uint64_t most = std::min<uint64_t>({entry.pairs - cursor.pair, budget / row, row_order_.capacity()});
+  row_order_.clear();
+  for (uint32_t i = cursor.pair; row_order_.size() < most && alike(copy.pairs[i], pair); ++i) row_order_.push_back(i);
+  const DevicePair* bases = pairs_of(entry);
+  std::ranges::sort(row_order_, {}, [&](uint32_t i) { return bases[i].src; });
+  size_t copies = 0;
+  for (size_t i = 0; i < row_order_.size(); i += rows_of(bases, i, row).rows) ++copies;
+  if (copies == row_order_.size() || copies * kEngineBytes > row_order_.size() * row) return kOkStatus;
+  const Run& run = copy.runs[0];
+  for (size_t i = 0; i < row_order_.size();) {
+    shim::CuCopy2d rows = rows_of(bases, i, row);
+    i += rows.rows;
+    rows.from.device += run.src_slot * pair.src_stride;
+    rows.to.device += run.dst_slot * pair.dst_stride;
+    if (const auto r = shim::cuda().api.copy_2d_async(&rows, stream_.get()); r != shim::kCuSuccess)
+      return fail(r, "cuMemcpy2DAsync");
+  }
+  moved += row_order_.size() * row;
+  cursor.pair += static_cast<uint32_t>(row_order_.size());
+  return kOkStatus;
+}
+
+// The pairs from the i-th of row_order_ on that are rows of one copy, from slot 0 on.
+shim::CuCopy2d DeviceCopier::rows_of(const DevicePair* bases, size_t i, uint64_t row) const noexcept {
+  shim::CuCopy2d rows{};
+  rows.from.type = rows.to.type = shim::kCuMemoryUnified;
+  rows.from.device = bases[row_order_[i]].src;
+  rows.to.device = bases[row_order_[i]].dst;
+  rows.row_bytes = rows.from.pitch = rows.to.pitch = row;
+  rows.rows = 1;
+  const auto step = [&](size_t at, auto side) { return bases[row_order_[at]].*side - bases[row_order_[at - 1]].*side; };
+  for (size_t at = i + 1; at < row_order_.size(); ++at, ++rows.rows) {
+    const uint64_t src = step(at, &DevicePair::src), dst = step(at, &DevicePair::dst);
+    if (rows.rows == 1 && std::min(src, dst) >= row && std::max(src, dst) <= max_pitch_ &&
+        (src | dst) % kPitchUnit == 0)
+      rows.from.pitch = src, rows.to.pitch = dst;
+    else if (rows.rows == 1 || src != rows.from.pitch || dst != rows.to.pitch)
+      break;
+  }
+  return rows;
 }
 
 // Of a piece whose runs are all long enough to be shared: the bytes at its beginning that are the kernel's. 0: of
@@ -205,8 +238,7 @@ uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCo
                                     uint64_t budget) const noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const uint64_t bytes = std::min(budget, copy.bytes - position(copy, cursor));
-  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || bytes < 4 * kSharedBytes ||
-      rows_at(entry, copy, cursor, budget) != 0)
+  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || bytes < 4 * kSharedBytes)
     return 0;
   bool longest = true;  // the copy engine alone is as good
   for (const Run& run : copy.runs) {
@@ -229,10 +261,8 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
   const DevicePair* bases = pairs_of(entry);
   const uint64_t done_slots = slots_before(entry, cursor);
   if (form_of(entry) == DeviceForm::kPaged && options_.copy_engine && dense(pair)) {
-    if (const uint32_t rows = engine_from == UINT64_MAX ? 0 : rows_at(entry, copy, cursor, budget); rows != 0)
-      return {rows * copy.slots * pair.slot_bytes, 0, true, false, rows};
     const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
-    if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true, false, 1};
+    if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true};
   }
   unsigned log2 = alignment_of(bases[cursor.pair], pair, form_of(entry));
   uint64_t bytes = (copy.slots - done_slots) * pair.slot_bytes - cursor.byte;
@@ -245,8 +275,8 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
   if (form_of(entry) != DeviceForm::kPaged) log2 = std::min(log2, alignment_of(buffer));
   bytes = std::min(bytes, budget);
   const uint64_t word = uint64_t{1} << log2;
-  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0, false, false, 1};
-  if (bytes < word) return {bytes, 0, false, false, 1};
+  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0, false};
+  if (bytes < word) return {bytes, 0, false};
   // The kernel counts words from slot 0 of the first pair on.
   const uint64_t before = (done_slots * pair.slot_bytes + cursor.byte) >> log2;
   uint64_t words = bytes >> log2;
@@ -254,7 +284,7 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
     const uint64_t in_pair = ((copy.slots - done_slots) * pair.slot_bytes - cursor.byte) >> log2;
     words = std::min({words, in_pair, kMaxWords / 2});
   }
-  return {words << log2, log2, false, false, 1};
+  return {words << log2, log2, false};
 }
 
 // Pieces through a buffer take the streams in turn; a device with one block to spare would have nothing to overlap.
@@ -268,6 +298,20 @@ void DeviceCopier::hand_out_tiles(PagedCopyArgs& args, unsigned blocks, bool bes
   args.tiles_taken = reinterpret_cast<unsigned*>(tiles_taken_.get()) + beside;
   args.taken_before = tiles_given_[beside];
   tiles_given_[beside] += static_cast<uint32_t>(tiles);
+}
+
+// Blocks next to one another leave whole neighbourhoods of multiprocessors to a model whose kernels need them that way.
+shim::CuResult DeviceCopier::launch_kernel(shim::CuFunction kernel, unsigned blocks, shim::CuStream stream,
+                                           void** parameters) noexcept {
+  const shim::CudaDriver& api = shim::cuda().api;
+  if (clusters_ && blocks % kClusterBlocks == 0) {
+    shim::CuLaunchAttribute cluster{shim::kCuLaunchCluster, 0, {kClusterBlocks, 1, 1}};
+    const shim::CuLaunch launch{blocks, 1, 1, kBlockThreads, 1, 1, 0, stream, &cluster, 1};
+    if (const auto result = api.launch_kernel_ex(&launch, kernel, parameters, nullptr); result == shim::kCuSuccess)
+      return result;
+    clusters_ = false;  // a slice of a GPU may have no room for them; what else is wrong shows without
+  }
+  return api.launch_kernel(kernel, blocks, 1, 1, kBlockThreads, 1, 1, 0, stream, parameters, nullptr);
 }
 
 Status DeviceCopier::start_kernel(TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
@@ -314,9 +358,8 @@ Status DeviceCopier::start_kernel(TableRing::Entry& entry, const PagedCopy& copy
     args.pairs = reinterpret_cast<const DevicePair*>(device_tables_.get() + entry.begin + pairs_at);
   }
   void* parameters[] = {&all};  // args are its beginning
-  const auto result = shim::cuda().api.launch_kernel(inlined ? kernels_.copy_inlined() : kernels_.copy(part.log2_word),
-                                                     blocks, 1, 1, kBlockThreads, 1, 1, 0,
-                                                     (part.beside ? beside_ : stream_).get(), parameters, nullptr);
+  const auto result = launch_kernel(inlined ? kernels_.copy_inlined() : kernels_.copy(part.log2_word), blocks,
+                                    (part.beside ? beside_ : stream_).get(), parameters);
   return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuLaunchKernel of pdx_paged_copy");
 }
 
@@ -328,20 +371,8 @@ Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy
   const uint64_t src = bases->src + (uint64_t{run.src_slot} + cursor.slot) * pair.src_stride + cursor.byte;
   const uint64_t dst = bases->dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
   const shim::CuStream stream = (part.beside ? beside_ : stream_).get();
-  if (part.rows == 1) {
-    const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
-    return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
-  }
-  shim::CuCopy2d rows{};
-  rows.from.type = rows.to.type = shim::kCuMemoryUnified;
-  rows.from.device = src;
-  rows.from.pitch = bases[1].src - bases[0].src;
-  rows.to.device = dst;
-  rows.to.pitch = bases[1].dst - bases[0].dst;
-  rows.row_bytes = part.bytes / part.rows;
-  rows.rows = part.rows;
-  const auto result = shim::cuda().api.copy_2d_async(&rows, stream);
-  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpy2DAsync");
+  const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
+  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
 }
 
 // What is launched on `stream` from now on begins after what `before` has now.
@@ -356,10 +387,14 @@ Status DeviceCopier::follow(shim::CuEvent event, shim::CuStream before, shim::Cu
 // second stream, which starts after what came before the piece and which the piece's event then waits for.
 Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
                                   uint64_t buffer, uint64_t& moved) noexcept {
-  const uint64_t share = kernel_share(entry, copy, cursor, budget);
-  if (share != 0)
-    if (const Status s = follow(fork_.get(), stream_.get(), beside_.get()); !s.ok()) return s;
+  uint64_t share = 0;
   for (size_t parts = 0; parts < kMaxParts && moved < budget && !at_end(copy, cursor); ++parts) {
+    const uint64_t before = moved;
+    if (share == 0)
+      if (const Status s = launch_rows(entry, copy, cursor, budget - moved, moved); !s.ok()) return s;
+    if (moved != before) continue;
+    if (moved == 0 && (share = kernel_share(entry, copy, cursor, budget)) != 0)
+      if (const Status s = follow(fork_.get(), stream_.get(), beside_.get()); !s.ok()) return s;
     const bool kernel = moved < share;
     const uint64_t engine_from = kernel ? UINT64_MAX : share != 0 ? kSharedBytes : kEngineBytes;
     Part part = next_part(entry, copy, cursor, (kernel ? share : budget) - moved, buffer + moved, engine_from);

@@ -18,10 +18,12 @@ namespace pdxfer::pack {
 inline constexpr unsigned kDefaultBlocks = 12;
 inline constexpr unsigned kBufferBlocks = 8;  // PCIe, to a slot of host memory or from one, is full with these
 inline constexpr uint64_t kEngineBytes = 16 << 20;
-// Equal runs an equal distance apart, as in the buffers of a pool, are rows of one engine copy, from this size on. The
-// distance is a multiple of what the driver gives to pitched memory: others are not certain to work.
+// Rows of an engine copy: of this size at least, so many at most, and a multiple of this apart, which is what the
+// driver gives to pitched memory (other distances are not certain to work).
 inline constexpr uint64_t kEngineRow = 512 << 10;
+inline constexpr size_t kMostRows = 1024;
 inline constexpr uint64_t kPitchUnit = 512;
+inline constexpr unsigned kClusterBlocks = 4;  // launched next to one another, where the device can
 // Runs from this size on are shared between the two, which together outrun either: the kernel's share, in 64ths.
 inline constexpr uint64_t kSharedBytes = 4 << 20;
 inline constexpr uint64_t kKernelShare = 32;
@@ -48,12 +50,12 @@ class DeviceCopier final : public DeviceCopy {
     unsigned log2_word = 0;
     bool engine = false;
     bool beside = false;  // on the second stream
-    uint32_t rows = 1;    // of an engine copy
   };
 
   Status fail(shim::CuResult result, const char* what) noexcept;
-  uint32_t rows_at(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                   uint64_t budget) const noexcept;
+  Status launch_rows(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                     uint64_t& moved) noexcept;
+  shim::CuCopy2d rows_of(const DevicePair* bases, size_t i, uint64_t row) const noexcept;
   uint64_t kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
                         uint64_t budget) const noexcept;
   Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
@@ -65,6 +67,8 @@ class DeviceCopier final : public DeviceCopy {
                       const Part& part) noexcept;
   Status start_kernel(TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
                       uint64_t buffer) noexcept;
+  shim::CuResult launch_kernel(shim::CuFunction kernel, unsigned blocks, shim::CuStream stream,
+                               void** parameters) noexcept;
   void write_slots(TableRing::Entry& entry, const PagedCopy& copy) noexcept;
   Status upload(TableRing::Entry& entry) noexcept;
   void hand_out_tiles(PagedCopyArgs& args, unsigned blocks, bool beside) noexcept;
@@ -75,6 +79,7 @@ class DeviceCopier final : public DeviceCopy {
   const DeviceCopyOptions options_;
   DeviceKernels kernels_;
   unsigned blocks_ = 0;
+  bool clusters_ = false;
   uint64_t max_pitch_ = 0;
   // beside_ has the copy engine's part of a piece that is shared, and every second piece through a buffer: the end of
   // one and the beginning of the next then overlap.
@@ -89,6 +94,7 @@ class DeviceCopier final : public DeviceCopy {
   sys::CudaEvent fork_, join_;          // where beside_ parts from stream_, and where stream_ waits for it
   std::vector<sys::CudaEvent> events_;  // of the latest pieces, by ticket,
   std::vector<bool> on_beside_;         // and which stream each was recorded on
+  std::vector<uint32_t> row_order_;     // scratch: pairs
   uint64_t launched_ = 0, done_ = 0;    // tickets
   Status error_;
 };

@@ -77,6 +77,7 @@ const char* load_table(DynamicLibrary& lib, CudaDriver& api) noexcept {
   want(api.copy_to_device, "cuMemcpyHtoD_v2");
   want(api.copy_to_host, "cuMemcpyDtoH_v2");
   want_data_path(api, want);
+  (void)lib.load(api.launch_kernel_ex, "cuLaunchKernelEx");
   (void)lib.load(api.mem_range_handle, "cuMemGetHandleForAddressRange");
   return missing;
 }

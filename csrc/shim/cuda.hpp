@@ -60,7 +60,19 @@ struct CuCopy2d {  // CUDA_MEMCPY2D
   CuCopy2dSide from, to;
   size_t row_bytes, rows;
 };
-static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12 && sizeof(CuCopy2d) == 128);
+struct CuLaunchAttribute {
+  int id;  // kCuLaunchCluster: x, y, z
+  int reserved;
+  unsigned value[16];
+};
+struct CuLaunch {  // CUlaunchConfig
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+  CuStream stream;
+  CuLaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12 && sizeof(CuCopy2d) == 128 &&
+              sizeof(CuLaunchAttribute) == 72 && sizeof(CuLaunch) == 56);
 
 inline constexpr CuResult kCuSuccess = 0;
 inline constexpr CuResult kCuNotReady = 600;
@@ -74,6 +86,7 @@ inline constexpr unsigned kCuEventDisableTiming = 2;
 inline constexpr unsigned kCuIpcLazyPeerAccess = 1;
 inline constexpr unsigned kCuHostPortable = 1, kCuHostMapped = 2;
 inline constexpr unsigned kCuMemoryUnified = 4;
+inline constexpr int kCuLaunchCluster = 4;
 inline constexpr int kCuAttributeMaxPitch = 11;
 inline constexpr int kCuAttributeMultiprocessors = 16;
 inline constexpr int kCuAttributePciBus = 33;
@@ -146,7 +159,8 @@ struct CudaDriver {
   CuResult (*vmm_map)(CuDevicePtr pointer, size_t bytes, size_t offset, CuMemHandle handle, unsigned long long flags);
   CuResult (*vmm_unmap)(CuDevicePtr pointer, size_t bytes);
   CuResult (*vmm_set_access)(CuDevicePtr pointer, size_t bytes, const CuMemAccess* access, size_t count);
-  // Null where the driver is older than CUDA 11.7.
+  // Null where the driver is older than CUDA 11.8, and 11.7.
+  CuResult (*launch_kernel_ex)(const CuLaunch* launch, CuFunction function, void** parameters, void** extra);
   CuResult (*mem_range_handle)(void* handle, CuDevicePtr pointer, size_t bytes, int type, unsigned long long flags);
 };
 

@@ -1,6 +1,7 @@
 // DeviceCopier over the fake driver: every form, random pieces, back-pressure, wake-ups and device errors.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <functional>
@@ -231,10 +232,47 @@ TEST_CASE("equal runs an equal distance apart are one copy of the engine") {
   CHECK(engine_copies(buffers(15, kRun, even), UINT64_MAX) == 0);
   CHECK(engine_copies(buffers(kPairs, kRun / 2 - 1, even), UINT64_MAX) == 0);
   CHECK(engine_copies(buffers(kPairs, kRun, [](uint64_t i) { return i * 48; }), UINT64_MAX) == 0);
-  // Backwards at the source alone.
+  // In any order, as long as it is the same on both sides.
+  PagedCopy shuffled = buffers(kPairs, kRun, even);
+  std::shuffle(shuffled.pairs.begin(), shuffled.pairs.end(), std::mt19937(1));
+  CHECK(engine_copies(shuffled, UINT64_MAX) == 1);
   PagedCopy backwards = buffers(kPairs, kRun, even);
   for (uint32_t i = 0; i < kPairs; ++i) backwards.pairs[i].src_offset = backwards.pairs[kPairs - 1 - i].dst_offset;
   CHECK(engine_copies(backwards, UINT64_MAX) == 0);
+  // A pair of another shape among them ends a copy.
+  PagedCopy mixed = buffers(kPairs, kRun, even);
+  mixed.pairs[18].slot_bytes = mixed.pairs[18].src_stride = mixed.pairs[18].dst_stride = 512;
+  mixed.seal();
+  CHECK(engine_copies(mixed, UINT64_MAX) == 2);
+}
+
+TEST_CASE("blocks are launched in clusters where the device takes them") {
+  fake_cuda::install();
+  const PagedCopy copy = pages(1024, 256);
+  Buffers memory(256 << 10);
+  const uint64_t src = reinterpret_cast<uint64_t>(memory.src), dst = reinterpret_cast<uint64_t>(memory.dst);
+  const auto clustered = [&](uint32_t blocks) {
+    DeviceCopyOptions options;
+    options.blocks = blocks;
+    DeviceCopier copier(0, options);
+    const unsigned before = fake_cuda::clustered_launches();
+    for (int i = 0; i < 2; ++i) {
+      std::memset(memory.dst, 0, 256 << 10);
+      DeviceTables tables = 0;
+      DeviceTicket ticket = 0;
+      Cursor cursor;
+      REQUIRE(copier.prepare(copy, DeviceForm::kPaged, {&src, 1}, {&dst, 1}, tables).ok());
+      REQUIRE(copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket).ok());
+      wait_for(copier, ticket);
+      CHECK(in_place(copy, memory));
+    }
+    return fake_cuda::clustered_launches() - before;
+  };
+  CHECK(clustered(4) == 2);
+  CHECK(clustered(3) == 0);
+  fake_cuda::refuse_clusters(true);
+  CHECK(clustered(4) == 0);
+  fake_cuda::refuse_clusters(false);
 }
 
 TEST_CASE("a piece is over with all before it, also where pieces overlap") {

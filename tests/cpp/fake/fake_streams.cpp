@@ -24,7 +24,8 @@ using namespace pdxfer::shim;
 thread_local std::vector<uintptr_t> contexts;  // ordinal + 1
 std::atomic<unsigned> delay_us{0};
 std::atomic<int> launch_failure{0};
-std::atomic<unsigned> copies{0};
+std::atomic<unsigned> copies{0}, clustered{0};
+std::atomic<bool> no_clusters{false};
 
 class Stream {
  public:
@@ -76,6 +77,15 @@ CuResult launch(CuFunction function, unsigned blocks, unsigned, unsigned, unsign
   if (contexts.empty()) return 201;
   stream_of(stream)->post(launch_of(*reinterpret_cast<const Kernel*>(function), blocks, parameters[0]));
   return kCuSuccess;
+}
+
+CuResult launch_ex(const CuLaunch* how, CuFunction function, void** parameters, void** extra) {
+  for (unsigned i = 0; i < how->attribute_count; ++i) {
+    const CuLaunchAttribute& attribute = how->attributes[i];
+    if (attribute.id != kCuLaunchCluster || no_clusters || how->grid_x % attribute.value[0] != 0) return 912;
+    ++clustered;
+  }
+  return launch(function, how->grid_x, 1, 1, how->block_x, 1, 1, 0, how->stream, parameters, extra);
 }
 
 CuResult record(CuEvent event, CuStream stream) {
@@ -132,6 +142,8 @@ CuResult attribute(int* value, int which, CuDevice) {
 
 int current_ordinal() { return contexts.empty() ? 0 : static_cast<int>(contexts.back() - 1); }
 unsigned engine_copies() { return copies; }
+unsigned clustered_launches() { return clustered; }
+void refuse_clusters(bool refused) { no_clusters = refused; }
 void set_delay_us(unsigned microseconds) { delay_us = microseconds; }
 void fail_next_launch(int result) { launch_failure = result; }
 
@@ -174,6 +186,7 @@ void fill_device_table(CudaDriver& api) {
 void fill_stream_table(CudaDriver& api) {
   fill_device_table(api);
   api.launch_kernel = &launch;
+  api.launch_kernel_ex = &launch_ex;
   api.stream_create_with_priority = [](CuStream* out, unsigned, int) {
     *out = reinterpret_cast<CuStream>(new Stream);
     return kCuSuccess;

@@ -16,12 +16,6 @@ from typing import Any
 import pdxfer
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"  # rxe0 on veth0, rxe1 on veth1
-_RESTORE = [  # what the kernel forgets when an interface goes down
-    f"ip route replace {FAR} dev veth0 src {NEAR} table 100",
-    f"ip route replace {NEAR} dev veth1 src {FAR} table 101",
-    f"ip neigh replace {FAR} lladdr 02:00:00:00:00:02 dev veth0 nud permanent",
-    f"ip neigh replace {NEAR} lladdr 02:00:00:00:00:01 dev veth1 nud permanent",
-]
 
 
 def require() -> None:
@@ -38,20 +32,66 @@ def shell(command: str, check: bool = True) -> str:
 
 
 class Link:
-    """The wire between rxe0 and rxe1. `restore` puts everything back, whatever was done."""
+    """The wire between two soft-RoCE devices; `restore` puts everything back, whatever was done.
+
+    Number 0 is there from the start: rxe0 on veth0, rxe1 on veth1, 10.77.0.1 and 10.77.0.2. Number 1, made with `add`
+    and taken away with `remove`, lies beside it: rxe2 and rxe3, veth2 and veth3, 10.78.0.1 and 10.78.0.2.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.ends = (2 * number, 2 * number + 1)
+        self.devices = [f"rxe{end}" for end in self.ends]
+        self._veths = [f"veth{end}" for end in self.ends]
+        self._addresses = [f"10.{77 + number}.0.{end}" for end in (1, 2)]
+
+    def _each(self) -> list[tuple[int, str, str, str]]:
+        """Routing table, interface, address and the other end's address of each end."""
+        tables = [100 + end for end in self.ends]
+        return list(zip(tables, self._veths, self._addresses, reversed(self._addresses), strict=True))
+
+    def add(self) -> None:
+        """As guest/network does for the first one: policy routing lets packets cross the pair, not loopback."""
+        (near, far), (here, there) = self._veths, self._addresses
+        mine, other = (f"mtu 4200 address 02:00:00:00:00:{end + 1:02x}" for end in self.ends)
+        shell(
+            f"ip link add {near} {mine} type veth peer name {far} {other} &&"
+            f"ip addr add {here}/24 dev {near} && ip addr add {there}/24 dev {far}"
+        )
+        for table, veth, mine, other in self._each():
+            shell(
+                f"cd /proc/sys/net/ipv4/conf/{veth} && echo 1 >accept_local && echo 0 >rp_filter &&"
+                f"ip link set {veth} txqueuelen 20000 up && ip rule add pref 10 dev {veth} lookup local &&"
+                f"ip rule add pref 20 oif {veth} to {other} lookup {table} &&"
+                f"ip rule add pref 22 from {mine} to {other} lookup {table}"
+            )
+        self.restore()
+
+    def remove(self) -> None:
+        for device in self.devices:
+            self.remove_device(device)
+        for table, veth, _, _ in self._each():
+            shell(f"ip rule del dev {veth} lookup local; while ip rule del lookup {table} 2>/dev/null; do :; done")
+        shell(f"ip link del {self._veths[0]}")
 
     def down(self) -> None:
-        shell("ip link set veth1 down")
+        shell(f"ip link set {self._veths[1]} down")
 
     def up(self) -> None:
-        shell("ip link set veth1 up; ip link set veth0 up; " + "; ".join(_RESTORE))
+        """Also what the kernel forgot when the interface went down: its routes and neighbours."""
+        near, far = self._veths
+        shell(f"ip link set {far} up; ip link set {near} up")
+        for (table, veth, mine, other), end in zip(self._each(), reversed(self.ends), strict=True):
+            shell(
+                f"ip route replace {other} dev {veth} src {mine} table {table} &&"
+                f"ip neigh replace {other} lladdr 02:00:00:00:00:{end + 1:02x} dev {veth} nud permanent"
+            )
 
     def netem(self, what: str) -> None:
-        """For example "loss 100%", "delay 2ms", "loss 1%": of packets from rxe0 to rxe1 and back."""
-        shell("; ".join(f"tc qdisc replace dev {veth} root netem {what}" for veth in ("veth0", "veth1")))
+        """For example "loss 100%", "delay 2ms", "loss 1%": of packets both ways."""
+        shell("; ".join(f"tc qdisc replace dev {veth} root netem {what}" for veth in self._veths))
 
     def clear(self) -> None:
-        shell("tc qdisc del dev veth0 root 2>/dev/null; tc qdisc del dev veth1 root 2>/dev/null", check=False)
+        shell("; ".join(f"tc qdisc del dev {veth} root 2>/dev/null" for veth in self._veths), check=False)
 
     def remove_device(self, name: str) -> None:
         shell(f"rdma link delete {name}")
@@ -60,9 +100,9 @@ class Link:
         self.clear()
         self.up()
         present = shell("rdma link")
-        for number in (0, 1):
-            if f"rxe{number}/" not in present:
-                shell(f"rdma link add rxe{number} type rxe netdev veth{number}")
+        for device, veth in zip(self.devices, self._veths, strict=True):
+            if f"{device}/" not in present:
+                shell(f"rdma link add {device} type rxe netdev {veth}")
 
 
 def resources() -> dict[str, int]:
@@ -76,11 +116,8 @@ def resources() -> dict[str, int]:
 
 def packets() -> dict[str, int]:
     """Packets that each device sent, of which a transfer over RDMA cannot have none."""
-    sent = {}
-    for device in ("rxe0", "rxe1"):
-        folder = Path(f"/sys/class/infiniband/{device}/ports/1/hw_counters")
-        sent[device] = int((folder / "sent_pkts").read_text())
-    return sent
+    devices = sorted(Path("/sys/class/infiniband").iterdir())
+    return {device.name: int((device / "ports/1/hw_counters/sent_pkts").read_text()) for device in devices}
 
 
 def record(test: str, facts: dict[str, Any]) -> None:

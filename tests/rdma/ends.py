@@ -56,6 +56,9 @@ class Server:
     def connect(self, there: dict[str, Any]) -> str:
         self._peer = self._engine.connect(there["address"], timeout=10)
         self._there = self._peer.find_region(there["pointer"], there["bytes"], timeout=10)[0]
+        return self.path()
+
+    def path(self) -> str:
         told = self._engine.explain(self._peer)
         return f"{told['transport']}: {told['path']}"
 

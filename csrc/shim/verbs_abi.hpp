@@ -59,8 +59,8 @@ struct IbvAsyncEvent {
 };
 
 inline constexpr int kIbvWcSuccess = 0, kIbvWcLocLenErr = 1, kIbvWcLocProtErr = 4, kIbvWcFlushErr = 5,
-                     kIbvWcLocAccessErr = 8, kIbvWcRemInvReqErr = 9, kIbvWcRemAccessErr = 10, kIbvWcRetryExcErr = 12,
-                     kIbvWcRnrRetryExcErr = 13, kIbvWcGeneralErr = 21;
+                     kIbvWcLocAccessErr = 8, kIbvWcRemInvReqErr = 9, kIbvWcRemAccessErr = 10, kIbvWcRemOpErr = 11,
+                     kIbvWcRetryExcErr = 12, kIbvWcRnrRetryExcErr = 13, kIbvWcGeneralErr = 21;
 inline constexpr int kIbvWcRecv = 1 << 7;
 struct IbvWc {
   uint64_t wr_id;

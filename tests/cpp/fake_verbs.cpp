@@ -114,7 +114,7 @@ int perform(Qp& qp, const Request& r) {
       !w.devices[static_cast<size_t>(there->second->index)].alive)
     return kIbvWcRetryExcErr;
   if (w.faults.fail_every > 0 && ++w.requests % static_cast<uint64_t>(w.faults.fail_every) == 0)
-    return kIbvWcRetryExcErr;
+    return w.faults.fail_status;
   std::vector<std::byte> bytes = r.inlined;
   for (const IbvSge& piece : r.pieces) {
     if (covers(piece.lkey, piece.addr, piece.length, 0) == nullptr) return kIbvWcLocProtErr;
@@ -456,6 +456,7 @@ void reset_faults() {
     if (!world().devices[static_cast<size_t>(i)].alive) set_port(i, true);
   const Lock lock(world().mutex);
   world().faults = {};
+  world().posts = world().requests = 0;
 }
 void set_port(int device, bool alive) {
   const Lock lock(world().mutex);

@@ -16,10 +16,11 @@ const pdxfer::shim::VerbsApi& table();
 std::vector<pdxfer::sys::DeviceInfo> devices(int count);
 
 struct Faults {
-  int refuse_every = 0;     // every n-th post_send fails with ENOMEM
-  int cut_every = 0;        // every n-th post_send takes only half of its chain
-  int fail_every = 0;       // every n-th request completes with "transport retry counter exceeded"
-  size_t drop_above = 0;    // requests of more bytes complete with that too; 0: none
+  int refuse_every = 0;  // every n-th post_send fails with ENOMEM
+  int cut_every = 0;     // every n-th post_send takes only half of its chain
+  int fail_every = 0;    // every n-th request completes with fail_status
+  int fail_status = pdxfer::shim::kIbvWcRetryExcErr;
+  size_t drop_above = 0;    // requests of more bytes complete with "retry counter exceeded"; 0: none
   bool no_qp = false;       // ibv_create_qp fails
   bool silent = false;      // requests are taken and never complete
   int no_dmabuf = 0;        // errno of ibv_reg_dmabuf_mr; 0: it works

@@ -96,6 +96,42 @@ TEST_CASE("requests that fail go over another queue pair, none twice or half") {
   }
 }
 
+TEST_CASE("a queue pair that failed for whatever reason of the way is replaced") {
+  for (const auto path : kPaths)
+    for (const int status : {shim::kIbvWcRetryExcErr, shim::kIbvWcRnrRetryExcErr, shim::kIbvWcGeneralErr}) {
+      CAPTURE(status);
+      Scene scene(path);
+      fake::faults().fail_every = 120;  // of some 300: fewer than would make one batch a suspect
+      fake::faults().fail_status = status;
+      scene.expect_all_well();
+      CHECK(scene.pair->ab->describe().find(" 0 failures") == std::string::npos);
+    }
+}
+
+TEST_CASE("a request that a device refuses as wrong ends its batch, typed, and no other") {
+  for (const int status : {shim::kIbvWcLocLenErr, shim::kIbvWcLocProtErr, shim::kIbvWcLocAccessErr,
+                           shim::kIbvWcRemInvReqErr, shim::kIbvWcRemAccessErr, shim::kIbvWcRemOpErr}) {
+    CAPTURE(status);
+    Scene scene(RdmaOptions::Path::kDirect);
+    fake::faults().fail_every = 120;
+    fake::faults().fail_status = status;
+    REQUIRE(run(*scene.pair, scene.batches, scene.a));
+    CHECK(scene.pair->ab->lost().ok());
+    size_t refused = 0;
+    for (const Completion& c : scene.a.sent) {
+      if (c.status.ok()) continue;
+      ++refused;
+      CHECK(c.status.code == Code::kInvalid);
+      CHECK(c.status.native == status);
+      CHECK(std::string(c.status.where).find("was deregistered") != std::string::npos);
+    }
+    CHECK(refused > 0);
+    CHECK(refused < scene.batches.size());
+    REQUIRE(scene.pair->poll_until([&] { return scene.b.arrived.size() + refused == scene.batches.size(); }));
+    CHECK(scene.a.sent.size() == scene.batches.size());
+  }
+}
+
 TEST_CASE("a port that dies under way, or was dead before, leaves the other") {
   for (const auto path : kPaths) {
     {

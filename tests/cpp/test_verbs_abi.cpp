@@ -75,6 +75,7 @@ TEST_CASE("the numbers of the verbs ABI are the header's") {
   CHECK(kIbvWcFlushErr == IBV_WC_WR_FLUSH_ERR);
   CHECK(kIbvWcLocProtErr == IBV_WC_LOC_PROT_ERR);
   CHECK(kIbvWcRemAccessErr == IBV_WC_REM_ACCESS_ERR);
+  CHECK(kIbvWcRemOpErr == IBV_WC_REM_OP_ERR);
   CHECK(kIbvWcRetryExcErr == IBV_WC_RETRY_EXC_ERR);
   CHECK(kIbvWcRnrRetryExcErr == IBV_WC_RNR_RETRY_EXC_ERR);
   CHECK(kIbvWcGeneralErr == IBV_WC_GENERAL_ERR);

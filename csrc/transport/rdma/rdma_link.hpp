@@ -82,7 +82,6 @@ class RdmaLink final : public Peer {
   void on_completion(Rail& rail, const shim::IbvWc& wc);
   void progress(bool side_ready);
   size_t take_completions(std::span<Completion> out);
-  Status why_down() const;
 
  private:
   struct Imported {
@@ -138,6 +137,7 @@ class RdmaLink final : public Peer {
   void repost();
   bool fencing() const noexcept;
   bool usable() const noexcept;
+  Status why_down() const;
   void die(Status why);
 
   Hub& hub_;

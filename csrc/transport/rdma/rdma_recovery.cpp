@@ -21,9 +21,8 @@ constexpr uint32_t kMostDoublings = 5;  // 1.6 s
 
 // The request itself was wrong, and not the way: the memory behind it went away, at one of the ends.
 bool request_fault(int status) noexcept {
-  constexpr int kRemOpErr = 11;
-  return status == kRemOpErr || status == shim::kIbvWcLocLenErr || status == shim::kIbvWcLocProtErr ||
-         status == shim::kIbvWcLocAccessErr || status == shim::kIbvWcRemInvReqErr || status == shim::kIbvWcRemAccessErr;
+  return status == shim::kIbvWcLocLenErr || status == shim::kIbvWcLocProtErr || status == shim::kIbvWcLocAccessErr ||
+         status == shim::kIbvWcRemInvReqErr || status == shim::kIbvWcRemAccessErr || status == shim::kIbvWcRemOpErr;
 }
 
 }  // namespace
@@ -85,8 +84,10 @@ void RdmaLink::tear_down(Rail& rail) {
   if (message_rail_ == &rail) message_rail_ = nullptr;
   if (rail.has_real_work() && fruitless_since_ == Clock::time_point{}) fruitless_since_ = Clock::now();
   std::vector<OutBatch*> dropped;
-  // Whose request stood first when a queue pair broke, though packets get through, is the suspect.
-  bool suspect = rail.why.native != shim::kIbvWcRetryExcErr && !rail.port.dead.load();
+  // Whose request stood first when a queue pair broke, though packets get through, is the suspect; not where a message
+  // found no receive buffer, which no write needs.
+  bool suspect = rail.why.native != shim::kIbvWcRetryExcErr && rail.why.native != shim::kIbvWcRnrRetryExcErr &&
+                 !rail.port.dead.load();
   rail.take_unfinished([&](const Work& work) {
     if (work.kind == Work::Kind::kExtent && std::exchange(suspect, false) && ++work.batch->strikes == kMostStrikes)
       give_up(*work.batch, {Code::kInvalid, rail.why.native, "its requests broke one queue pair after another"});

@@ -29,7 +29,8 @@ DEVICES = {"send": "rxe0", "receive": "rxe1"}
 
 
 def options(end: str, host: str) -> Options:
-    return Options("rdma", {"rdma": f"devices={DEVICES[end]}"}, host=host)
+    settings = {"rdma": f"devices={DEVICES[end]}"}
+    return Options("rdma", settings, host=host, remote_device=0)  # host memory: NIXL finds it as that of device 0 alone
 
 
 def receive(library: str, link: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ends import GUARD, TRANSPORT, Child, Pages
 SIZE = 8 << 20
 PAGE_SIZES = (64, 1024, 1152, 4096, 16384, 65536)
 WAVE = 50
+SETTLE = 30.0
 GROWTH_KIB = 3072  # allocator noise; a leak of 1 KiB a transfer would be three times that
 
 
@@ -44,6 +46,19 @@ def state(sender: Child, receiver: Child) -> dict[str, Any]:
     return {"sender": sender.call("footprint"), "receiver": receiver.call("footprint"), "verbs": resources()}
 
 
+def counts(seen: dict[str, Any]) -> list[int]:
+    return [seen[name][what] for name in ("sender", "receiver") for what in ("descriptors", "threads")]
+
+
+def settled(sender: Child, receiver: Child, wanted: list[int]) -> dict[str, Any]:
+    """`state` once descriptors and threads are as wanted, or after SETTLE seconds: the receiver's thread that took the
+    last connection may end after the sender's `connect` returned."""
+    deadline = time.monotonic() + SETTLE
+    while counts(seen := state(sender, receiver)) != wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return seen
+
+
 @pytest.mark.timeout(1500)
 def test_nothing_is_left_behind(full: bool, capsys: pytest.CaptureFixture[str]) -> None:
     transfers = 10_000 if full else 1_500
@@ -57,12 +72,13 @@ def test_nothing_is_left_behind(full: bool, capsys: pytest.CaptureFixture[str]) 
         for number in range(6):  # warm: every path taken once
             wave(rng, sender, receiver, cancel=number % 3 == 2)
             cycle(sender, receiver)
+        time.sleep(3)  # for the thread that took the last connection
         begin = state(sender, receiver)
         for number in range(transfers // WAVE):
             wave(rng, sender, receiver, cancel=number % 10 == 9)
             if number % 5 == 4:
                 cycle(sender, receiver)
-        end = state(sender, receiver)
+        end = settled(sender, receiver, counts(begin))
         with capsys.disabled():
             print(f"\n{transfers} transfers\n  before {begin}\n  after  {end}")
         assert begin["verbs"] == end["verbs"]

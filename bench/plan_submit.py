@@ -2,9 +2,10 @@
 
     python bench/plan_submit.py [--transport shm|tcp] [--repeats 30] [--slot-bytes 256] [--json FILE]
 
-Cold: right after a transfer of all buffers (1.3 GB with the default slots), as between two requests of a server. The
-time is `perf_counter` around `make_plan` and `Engine.submit`, Python included; the transfer itself is not in it. Both
-ends run on this machine, the receiver in a process of its own.
+Cold: right after a transfer of all buffers (1.3 GB with the default slots), as between two requests of a server. Warm:
+the same request again, while the cold one is under way. The time is `perf_counter` around `make_plan` and
+`Engine.submit`, Python included; the transfer itself is not in it. Both ends run on this machine, the receiver in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def measure(transport: str, slot_bytes: int, repeats: int) -> dict[str, object]:
     command = [sys.executable, __file__, "--receive", "--transport", transport, "--slot-bytes", str(slot_bytes)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None and child.stdout is not None
-    times: dict[str, list[float]] = {"plan": [], "submit": [], "plan and submit": []}
-    warm: dict[str, list[float]] = {"plan": []}
+    times: dict[str, dict[str, list[float]]] = {
+        state: {"plan": [], "submit": [], "plan and submit": []} for state in ("cold", "warm")
+    }
     try:
         with pdxfer.Engine(pdxfer.Config(transports=transport)) as engine:
             buffers = pool(slot_bytes)
@@ -73,22 +75,21 @@ def measure(transport: str, slot_bytes: int, repeats: int) -> dict[str, object]:
             dst = src + np.int32(SPARE // 2)
             for tag in range(repeats):
                 engine.transfer(peer, pdxfer.make_plan(pairing, src, dst), timeout=SECONDS)
-                begin = time.perf_counter()
-                plan = pdxfer.make_plan(pairing, src, dst)
-                planned = time.perf_counter()
-                batch = engine.submit(peer, plan, tag=tag)
-                submitted = time.perf_counter()
-                batch.wait(SECONDS)
+                batches = []
+                for state in times:
+                    begin = time.perf_counter()
+                    plan = pdxfer.make_plan(pairing, src, dst)
+                    planned = time.perf_counter()
+                    batches.append(engine.submit(peer, plan, tag=tag if state == "warm" else None))
+                    submitted = time.perf_counter()
+                    times[state]["plan"].append(planned - begin)
+                    times[state]["submit"].append(submitted - planned)
+                    times[state]["plan and submit"].append(submitted - begin)
+                for batch in batches:
+                    batch.wait(SECONDS)
                 child.stdin.write("\n")
                 child.stdin.flush()
                 child.stdout.readline()
-                times["plan"].append(planned - begin)
-                times["submit"].append(submitted - planned)
-                times["plan and submit"].append(submitted - begin)
-            for _ in range(200):
-                begin = time.perf_counter()
-                pdxfer.make_plan(pairing, src, dst)
-                warm["plan"].append(time.perf_counter() - begin)
     finally:
         child.stdin.close()
         child.wait(SECONDS)
@@ -99,8 +100,10 @@ def measure(transport: str, slot_bytes: int, repeats: int) -> dict[str, object]:
         "slot_bytes": slot_bytes,
         "bytes_between": TOKENS * BUFFERS * slot_bytes,
         "repeats": repeats,
-        "cold_us": {name: microseconds(samples) for name, samples in times.items()},
-        "warm_us": {name: microseconds(samples) for name, samples in warm.items()},
+        **{
+            f"{state}_us": {name: microseconds(samples) for name, samples in measured.items()}
+            for state, measured in times.items()
+        },
         "versions": {"pdxfer": pdxfer.__version__, "python": platform.python_version(), "numpy": np.__version__},
         "machine": machine(),
     }

@@ -85,7 +85,7 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
   row_order_.reserve(kMostRows);
 }
 
-// Uploads without a piece after them count too, so it is the stream that has to be idle.
+// A launch that failed half-way counts too, so it is the streams that have to be idle.
 DeviceCopier::~DeviceCopier() {
   const shim::CudaDriver& api = shim::cuda().api;
   const Current current(kernels_.context());

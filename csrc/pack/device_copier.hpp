@@ -16,7 +16,8 @@ namespace pdxfer::pack {
 // Measured on NVLink 4 (docs/design/cuda_ipc.md): what more blocks add beyond these is little, and from runs of this
 // size on the copy engine is ahead of the kernel.
 inline constexpr unsigned kDefaultBlocks = 12;
-inline constexpr unsigned kBufferBlocks = 8;  // PCIe, to a slot of host memory or from one, is full with these
+// PCIe, to a slot of host memory or from one, is full with these, of which a piece takes half: two overlap.
+inline constexpr unsigned kBufferBlocks = 8;
 inline constexpr uint64_t kEngineBytes = 16 << 20;
 // Rows of an engine copy: of this size at least, so many at most, and a multiple of this apart, which is what the
 // driver gives to pitched memory (other distances are not certain to work).

@@ -31,8 +31,14 @@ LogLevel level_of(const std::string& name) {
 }
 
 // A quarter of the cores, for the model owns the machine; one on a small one. More than four gain little on one socket.
-uint32_t threads_or(uint32_t configured) {
+uint32_t copy_threads_or(uint32_t configured) {
   return configured != 0 ? configured : std::clamp(std::thread::hardware_concurrency() / 4, 1u, 4u);
+}
+
+// More than there are cores, where those are few: threads at both ends of a socket take turns, and a core that one of
+// them leaves idle is another's.
+uint32_t io_threads_or(uint32_t configured) {
+  return configured != 0 ? configured : std::clamp(2 * std::thread::hardware_concurrency(), 1u, 4u);
 }
 
 // A transport that asks for a number of blocks gets it; else the configuration's.
@@ -54,7 +60,7 @@ Config checked(Config config) {
 
 Engine::Engine(Config config)
     : config_(checked(std::move(config))),
-      copier_(threads_or(config_.copy_threads)),
+      copier_(copy_threads_or(config_.copy_threads)),
       worker_(config_, regions_, [this](const transport::Transport& transport) { return notices(transport); }) {
   set_log_level(level_of(config_.log_level));
   random_bytes(std::as_writable_bytes(std::span(identity_.instance)));
@@ -89,8 +95,8 @@ void Engine::make_transports() {
     context.limits.staging_bytes = config_.staging_bytes;
     context.limits.peer_timeout_ms = config_.peer_timeout_ms;
     // A throttle is charged by the chunk, so a throttled engine copies chunk by chunk.
-    context.limits.copy_threads = faults.throttle_bytes_per_s != 0 ? 1 : threads_or(config_.copy_threads);
-    context.limits.io_threads = threads_or(config_.io_threads);
+    context.limits.copy_threads = faults.throttle_bytes_per_s != 0 ? 1 : copy_threads_or(config_.copy_threads);
+    context.limits.io_threads = io_threads_or(config_.io_threads);
     context.limits.tcp_streams = config_.tcp_streams;
     context.copy = [this](const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
                           std::span<std::byte* const> dst) { return copier_.copy(copy, cursor, budget, src, dst); };

@@ -113,6 +113,16 @@ bool Worker::poll_transports() {
   return any;
 }
 
+// However much nobody has collected yet; bounded, as other peers go on.
+void Worker::drain(transport::Transport& transport) {
+  for (size_t taken = 0; taken < kMaxArrivals;) {
+    const size_t n = transport.poll(polled_);
+    if (n == 0) return;
+    for (size_t i = 0; i < n; ++i) completed(polled_[i]);
+    taken += n;
+  }
+}
+
 bool Worker::spinning() const {
   return std::ranges::any_of(transports_, [](const auto* transport) { return transport->spinning(); });
 }

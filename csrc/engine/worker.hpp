@@ -73,6 +73,7 @@ class Worker {
   void post(Command command);
   bool take_commands();
   bool poll_transports();
+  void drain(transport::Transport& transport);
   bool spinning() const;
   int idle_milliseconds() const;
 

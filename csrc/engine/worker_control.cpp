@@ -159,15 +159,19 @@ void Worker::keep_alive(Clock::time_point now) {
 
 // The end of a peer: its link goes first, because only then does nothing read our sources or write our memory; whoever
 // sees the peer lost may use both for something else.
+//
+// What the link had completed before is handed on first: its other end was told, and counts on it. A sender that closes
+// at once can be gone before its last batch was looked for here.
 void Worker::lose(PeerState& peer, const std::string& reason) {
   if (!peer.alive()) return;
+  drain(*peer.transport);
   peer.link.reset();
   peer.mark_lost(reason);
   lost_.push_back(peer.id);
   log(LogLevel::kInfo,
       "peer " + std::to_string(peer.id) + " (" + peer.identity.name + ", " + peer.address + ") lost: " + reason);
   poller_.remove(peer.control.fd());
-  poll_transports();  // what had completed before the end keeps its own answer
+  drain(*peer.transport);  // what the end of the link completed keeps its own answer
   const std::vector<std::shared_ptr<Batch>> active = std::move(peer.active);
   peer.active.clear();
   for (const auto& batch : active) {

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <thread>
+#include <utility>
 
 #include "engine/worker.hpp"
 
@@ -52,10 +53,17 @@ struct PromptLink : transport::Peer {
   std::string describe() const override { return "prompt"; }
 };
 
+// A link that takes with it what it has completed and nobody has polled.
+struct ForgetfulLink : PromptLink {
+  using PromptLink::PromptLink;
+  ~ForgetfulLink() override { completions.clear(); }
+};
+
 struct FakeTransport : transport::Transport {
   std::vector<Completion> completions;  // under the worker's turn, as `threads`
   std::vector<std::thread::id> threads;
   std::function<void()> before_poll = [] {};
+  bool nothing_yet = false;  // for the poll under way
   const char* name() const override { return "fake"; }
   Bytes address() override { return {}; }
   Bytes register_memory(const Region&) override { return {}; }
@@ -66,6 +74,7 @@ struct FakeTransport : transport::Transport {
   bool launches() const override { return true; }
   size_t poll(std::span<Completion> out) override {
     before_poll();
+    if (std::exchange(nothing_yet, false)) return 0;
     const size_t count = std::min(out.size(), completions.size());
     std::move(completions.begin(), completions.begin() + static_cast<long>(count), out.begin());
     completions.erase(completions.begin(), completions.begin() + static_cast<long>(count));
@@ -174,4 +183,34 @@ TEST_CASE("a batch that fails with its peer completes only after the peer is mar
   while (::recv(bench.other_end.get(), &byte, 1, 0) != 0 && std::chrono::steady_clock::now() < end)
     std::this_thread::yield();
   CHECK(::recv(bench.other_end.get(), &byte, 1, 0) == 0);
+}
+
+TEST_CASE("what arrived before the peer was gone is told, though its link is gone before anybody looked") {
+  FakeTransport transport;
+  std::atomic<bool> hold{false}, held{false};
+  transport.before_poll = [&] {
+    const auto end = bound();
+    while (hold && std::chrono::steady_clock::now() < end) held = true, std::this_thread::sleep_for(1ms);
+  };
+  Bench bench({&transport}, std::make_unique<ForgetfulLink>(transport.completions, transport.threads));
+  constexpr size_t kArrivals = 200;  // more than one poll takes
+  hold = true;
+  bench.worker.wake();
+  while (!held) std::this_thread::sleep_for(1ms);
+  for (BatchId id = 1; id <= kArrivals; ++id)
+    transport.completions.push_back({Completion::Kind::kArrived, kPeer, id, id, kOkStatus, {}});
+  transport.nothing_yet = true;
+  bench.other_end.reset();  // which the worker sees before it polls again
+  hold = false;
+
+  std::vector<Completion> arrived;
+  for (const auto end = bound(); arrived.size() < kArrivals && std::chrono::steady_clock::now() < end;) {
+    for (Completion& completion : bench.worker.take_arrivals(64)) arrived.push_back(std::move(completion));
+    std::this_thread::sleep_for(1ms);
+  }
+  REQUIRE(arrived.size() == kArrivals);
+  for (size_t i = 0; i < kArrivals; ++i) CHECK(arrived[i].tag == i + 1);
+  for (const auto end = bound(); bench.peer->alive() && std::chrono::steady_clock::now() < end;)
+    std::this_thread::sleep_for(1ms);
+  CHECK_FALSE(bench.peer->alive());
 }

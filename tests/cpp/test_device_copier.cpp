@@ -44,7 +44,8 @@ struct Buffers {
   std::byte *src, *dst;
 };
 
-// One run of 1 KiB slots in each buffer; gap_before(i) is how much further than back to back buffer i begins.
+// One run of 1 KiB slots in each buffer; gap_before(i), which never shrinks, is how much further than back to back
+// buffer i begins.
 PagedCopy buffers(uint32_t pairs, uint32_t run, const std::function<uint64_t(uint64_t)>& gap_before) {
   PagedCopy copy;
   for (uint64_t i = 0; i < pairs; ++i) {
@@ -166,15 +167,15 @@ TEST_CASE("each piece wakes its caller, and the copy engine takes long runs") {
 TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, in the order of their pieces") {
   fake_cuda::install();
   fake_cuda::set_delay_us(500);
-  constexpr uint32_t kRun = 4608, kPairs = 6;  // 4.5 MiB
-  const PagedCopy copy = buffers(kPairs, kRun, [](uint64_t i) { return i * i % 3 << 10; });
-  const uint64_t end = uint64_t{kPairs} * (kRun + 4) << 10;
+  constexpr uint32_t kRun = 4608, kPairs = 6;                                            // 4.5 MiB
+  const PagedCopy copy = buffers(kPairs, kRun, [](uint64_t i) { return i * i << 10; });  // unevenly apart
+  const uint64_t end = uint64_t{kPairs} * (kRun + 8) << 10;
   Buffers memory(end);
   const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
   const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
   DeviceCopier copier(0, {});
   for (const uint64_t piece : {uint64_t{UINT64_MAX}, uint64_t{20} << 20}) {
-    std::memset(memory.dst, 0, copy.bytes);
+    std::memset(memory.dst, 0, end);
     DeviceTables tables = 0;
     REQUIRE(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables).ok());
     const unsigned before = fake_cuda::engine_copies();

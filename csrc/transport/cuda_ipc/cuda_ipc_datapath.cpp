@@ -92,9 +92,11 @@ size_t CudaLink::take(std::span<Completion> out) {
   if (!outbox_.empty()) flush();  // above all acknowledgements of what the last call handed on
   taking_ = true;
   if (busy(Clock::now())) read_messages();
-  if (const Status s = lost_.ok() && staged_ ? staged_->lost() : kOkStatus; !s.ok()) {
-    read_messages();  // what the other end said before it closed: acknowledgements, above all
-    lose(s);          // one half does not go on without the other
+  // One half does not go on without the other, once all that the other end said before it closed is read, above all
+  // acknowledgements: reading stops where there is something to hand on, and goes on with the next call.
+  if (const Status s = lost_.ok() && staged_ ? staged_->lost() : kOkStatus; !s.ok() && ready_.empty()) {
+    read_messages();
+    if (ready_.empty()) lose(s);
   }
   if (launched_ != done_) {
     (void)over(launched_);

@@ -65,6 +65,21 @@ bool in_place(const PagedCopy& copy, const Buffers& memory) {
   return true;
 }
 
+// Moves the copy, whose regions both begin with the buffers, in pieces; how many copies of the engine that took.
+unsigned engine_copies_of(DeviceCopier& copier, const PagedCopy& copy, const Buffers& memory, uint64_t piece) {
+  const std::vector<uint64_t> src(copy.pairs.size(), reinterpret_cast<uint64_t>(memory.src));
+  const std::vector<uint64_t> dst(copy.pairs.size(), reinterpret_cast<uint64_t>(memory.dst));
+  DeviceTables tables = 0;
+  REQUIRE(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables).ok());
+  const unsigned before = fake_cuda::engine_copies();
+  DeviceTicket ticket = 0;
+  for (Cursor cursor; !at_end(copy, cursor);) REQUIRE(copier.launch(tables, copy, cursor, piece, 0, ticket).ok());
+  wait_for(copier, ticket);
+  CHECK(in_place(copy, memory));
+  copier.release(tables);
+  return fake_cuda::engine_copies() - before;
+}
+
 }  // namespace
 
 TEST_CASE("random copies in random pieces agree with the host's walk, paged and through a buffer") {
@@ -176,16 +191,9 @@ TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, 
   DeviceCopier copier(0, {});
   for (const uint64_t piece : {uint64_t{UINT64_MAX}, uint64_t{20} << 20}) {
     std::memset(memory.dst, 0, end);
-    DeviceTables tables = 0;
-    REQUIRE(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables).ok());
-    const unsigned before = fake_cuda::engine_copies();
-    DeviceTicket ticket = 0;
-    for (Cursor cursor; !at_end(copy, cursor);) REQUIRE(copier.launch(tables, copy, cursor, piece, 0, ticket).ok());
-    wait_for(copier, ticket);
-    CHECK(in_place(copy, memory));
-    CHECK(fake_cuda::engine_copies() > before);           // some by the engine,
-    CHECK(fake_cuda::engine_copies() < before + kPairs);  // some by the kernel
-    copier.release(tables);
+    const unsigned by_engine = engine_copies_of(copier, copy, memory, piece);
+    CHECK(by_engine > 0);       // some by the engine,
+    CHECK(by_engine < kPairs);  // some by the kernel
   }
   // Two pieces into one place: the later one's bytes stay.
   const std::vector<uint64_t> other(kPairs, reinterpret_cast<uint64_t>(memory.src) + 1024);
@@ -209,20 +217,10 @@ TEST_CASE("equal runs an equal distance apart are one copy of the engine") {
   fake_cuda::install();
   constexpr uint32_t kRun = 1024, kPairs = 40;  // 1 MiB
   Buffers memory(uint64_t{kPairs} * (kRun + 4) << 10);
-  const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
-  const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
   DeviceCopier copier(0, {});
   const auto engine_copies = [&](const PagedCopy& copy, uint64_t piece) {
     std::memset(memory.dst, 0xa5, uint64_t{kPairs} * (kRun + 4) << 10);
-    DeviceTables tables = 0;
-    REQUIRE(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables).ok());
-    const unsigned before = fake_cuda::engine_copies();
-    DeviceTicket ticket = 0;
-    for (Cursor cursor; !at_end(copy, cursor);) REQUIRE(copier.launch(tables, copy, cursor, piece, 0, ticket).ok());
-    wait_for(copier, ticket);
-    CHECK(in_place(copy, memory));
-    copier.release(tables);
-    return fake_cuda::engine_copies() - before;
+    return engine_copies_of(copier, copy, memory, piece);
   };
   const auto even = [](uint64_t i) { return i << 10; };
   CHECK(engine_copies(buffers(kPairs, kRun, even), UINT64_MAX) == 1);

@@ -1,18 +1,26 @@
-// What io threads stand on: gathering and scattering windows, and the loop's wake-ups, also while it looks for an edge.
+// What io threads stand on: the windows that a sender writes, gathering and scattering them, and the loop's wake-ups,
+// also while it looks for an edge.
 #include <doctest/doctest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <random>
+#include <span>
 #include <thread>
 #include <vector>
 
+#include "core/paged_copy.hpp"
 #include "sys/fd.hpp"
 #include "transport/stream/io_loop.hpp"
+#include "transport/stream/sender.hpp"
 #include "transport/stream/small_extents.hpp"
+#include "transport/stream/socket_channel.hpp"
 
 using namespace pdxfer;
 using namespace pdxfer::transport::stream;
@@ -45,7 +53,119 @@ class Counter final : public Driven {
   std::atomic<uint64_t> sum{0}, turns{0};
 };
 
+// Takes all that is written and remembers in what portions it came.
+class Recorder final : public Channel {
+ public:
+  explicit Recorder(uint64_t segment) : segment_(segment) {}
+  int64_t writev(std::span<const iovec> iov) noexcept override {
+    uint64_t bytes = 0;
+    for (const iovec& v : iov) {
+      const auto* from = static_cast<const std::byte*>(v.iov_base);
+      stream.insert(stream.end(), from, from + v.iov_len);
+      bytes += v.iov_len;
+    }
+    portions.push_back(bytes);
+    return static_cast<int64_t>(bytes);
+  }
+  int64_t readv(std::span<const iovec>) noexcept override { return 0; }
+  int wait_fd() const noexcept override { return -1; }
+  uint64_t segment() const noexcept override { return segment_; }
+  void shutdown() noexcept override {}
+
+  std::vector<std::byte> stream;
+  std::vector<uint64_t> portions;
+
+ private:
+  const uint64_t segment_;
+};
+
 }  // namespace
+
+TEST_CASE("a sender writes whole segments of its channel, of extents of any size and across chunks") {
+  for (const uint64_t segment : {uint64_t{1}, uint64_t{1448}, uint64_t{65483}, uint64_t{1} << 20})
+    for (const uint64_t slot : {uint64_t{600}, uint64_t{5000}}) {  // packed, and straight from memory
+      CAPTURE(segment);
+      CAPTURE(slot);
+      constexpr uint64_t kPiece = 300000;  // of a chunk, about
+      std::mt19937 random(3);
+      std::vector<std::byte> memory(4 << 20);
+      for (std::byte& b : memory) b = static_cast<std::byte>(random());
+      TransferPlan plan;
+      PagedCopy& copy = plan.copies.emplace_back();
+      copy.pairs.push_back({1, 2, 0, 0, slot, slot, slot});
+      for (uint32_t i = 0; i < memory.size() / slot; i += 2) copy.runs.push_back({i, i, 1});  // every other one
+      copy.seal();
+
+      RegionTable regions;
+      regions.add({1, {memory.data(), memory.size()}}, "the test");
+      transport::Context context;
+      LinkState link(7, regions, context.limits, [] {}, 1);
+      DeviceLane lane(context, 1 << 20);
+      Recorder channel(segment);
+      Sender sender(link, channel, 0, lane, nullptr);
+      Outbound batch(5, &plan);
+      batch.streams = 1;
+      batch.bytes = copy.bytes;
+      batch.ends_left = 1;
+      batch.copies[0].places.push_back({memory.data(), kHost});
+      std::vector<std::byte> want;
+      Cursor cursor;
+      for (bool first = true; !at_end(copy, cursor); first = false) {
+        const Cursor from = cursor;
+        const uint64_t bytes = advance(copy, cursor, kPiece);
+        REQUIRE(sender.queue().push({&batch, bytes, from, regions.epoch(), 0, first, kHost}));
+      }
+      REQUIRE(sender.queue().push({&batch, 0, {}, 0, 0, false, kHost}));
+      bool moved = false;
+      CHECK(sender.pump(UINT64_MAX, moved) == 0);
+
+      // The payload between the headers is that of the runs, in their order.
+      std::vector<std::byte> payload;
+      for (size_t at = 0; at < channel.stream.size();) {
+        FrameHeader header;
+        REQUIRE(decode_header(channel.stream.data() + at, 0, header) == nullptr);
+        at += kHeaderBytes;
+        const auto body = channel.stream.begin() + static_cast<ptrdiff_t>(at);
+        if (header.type == FrameType::kChunk)
+          payload.insert(payload.end(), body, body + static_cast<ptrdiff_t>(header.body));
+        at += header.body;
+      }
+      for (const Run& run : copy.runs) {
+        const auto from = memory.begin() + static_cast<ptrdiff_t>(run.src_slot * slot);
+        want.insert(want.end(), from, from + static_cast<ptrdiff_t>(slot));
+      }
+      CHECK(payload == want);
+      // Windows are whole segments, save the last, and those that a chunk's header or the plan went past the end of.
+      const uint64_t window = segment < 128 << 10 ? (128 << 10) / segment * segment : 128 << 10;
+      size_t others = 0;
+      for (size_t i = 0; i + 1 < channel.portions.size(); ++i) others += channel.portions[i] != window;
+      CHECK(others <= channel.portions.size() / 8);
+      CHECK(channel.portions.size() >= want.size() / window);
+    }
+}
+
+TEST_CASE("a socket's segment is TCP's; a socket without one has no say") {
+  int pair[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+  const sys::UniqueFd other(pair[1]);
+  CHECK(SocketChannel(sys::UniqueFd(pair[0])).segment() == 1);
+
+  sys::UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)), to(::socket(AF_INET, SOCK_STREAM, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof address;
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  REQUIRE(::bind(listener.get(), generic, length) == 0);
+  REQUIRE(::listen(listener.get(), 1) == 0);
+  REQUIRE(::getsockname(listener.get(), generic, &length) == 0);
+  REQUIRE(::connect(to.get(), generic, length) == 0);
+  int bytes = 0;
+  socklen_t size = sizeof bytes;
+  REQUIRE(::getsockopt(to.get(), IPPROTO_TCP, TCP_MAXSEG, &bytes, &size) == 0);
+  CHECK(bytes > 500);
+  CHECK(SocketChannel(std::move(to)).segment() == static_cast<uint64_t>(bytes));
+}
 
 TEST_CASE("extents of any size and alignment are gathered in order") {
   std::mt19937 random(1);

@@ -32,6 +32,9 @@ class Channel {
   // the other end is on this machine, and runs on another processor than the calling thread.
   virtual bool soon() const noexcept { return false; }
 
+  // Bytes that travel together: what is written in multiples of it leaves no small remainder to be sent on its own.
+  virtual uint64_t segment() const noexcept { return 1; }
+
   // The other end sees its channel die; later calls return -EPIPE. Idempotent. Must not close wait_fd() (the
   // destructor does) so that its number cannot be reused under the poller.
   virtual void shutdown() noexcept = 0;

@@ -12,7 +12,8 @@
 namespace pdxfer::transport::stream {
 namespace {
 constexpr size_t kScratch = 64 << 10;
-constexpr uint64_t kWindow = kPackBytes - (16 << 10);  // amortises a system call; packed, it stays in cache
+constexpr uint64_t kWindow = 128 << 10;  // at most, but for a plan's end: amortises a system call, stays in cache
+static_assert(kWindow < kPackBytes);
 constexpr size_t kPlanReserve = 4096;  // begin a frame only when this much scratch is left, so that it gets somewhere
 alignas(64) constexpr std::byte kZeros[64 << 10] = {};
 
@@ -97,9 +98,11 @@ void Sender::append_header(const FrameHeader& header) noexcept {
 void Sender::fill() {
   at_ = end_ = scratch_used_ = 0;
   window_ = 0;
+  const uint64_t segment = channel_.segment();
+  goal_ = segment < kWindow ? kWindow - kWindow % segment : kWindow;
   snapshots_.clear();
   // Two entries are the most that one step below appends before it looks again (a header and a tail).
-  while (end_ + 2 <= iov_.size() && window_ < kWindow && scratch_used_ + kPlanReserve <= kScratch) {
+  while (end_ + 2 <= iov_.size() && window_ < goal_ && scratch_used_ + kPlanReserve <= kScratch) {
     if (in_plan_)
       append_plan();
     else if (in_chunk_)
@@ -214,7 +217,7 @@ void Sender::append_extents() noexcept {
     append_header(header);
   }
   const std::vector<Place>& places = item_.batch->copies[item_.copy].places;
-  const uint64_t most = window_ < kWindow ? kWindow : window_ + 1;  // always get somewhere
+  const uint64_t most = window_ < goal_ ? goal_ : window_ + 1;  // always get somewhere
   while (left_ > 0 && window_ < most && end_ < iov_.size()) {
     if (zeros_) {
       const uint64_t bytes = std::min<uint64_t>(left_, sizeof kZeros);

@@ -67,6 +67,7 @@ class Sender {
   std::array<iovec, 1024> iov_;
   size_t at_ = 0, end_ = 0;
   uint64_t window_ = 0;             // bytes in it when it was filled
+  uint64_t goal_ = 0;               // and how many it was to have: whole segments of the channel
   std::vector<std::byte> scratch_;  // headers and plans of the window
   size_t scratch_used_ = 0;
   std::vector<std::byte> packed_;  // the window, when its extents are small

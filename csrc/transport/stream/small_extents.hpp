@@ -18,7 +18,7 @@
 
 namespace pdxfer::transport::stream {
 
-inline constexpr size_t kPackBytes = 256 << 10;      // a window; two of them fit the L2 cache of a core
+inline constexpr size_t kPackBytes = 144 << 10;      // a window and what may follow it; several fit a core's L2 cache
 inline constexpr uint64_t kSmallSent = 2 << 10;      // mean size below which a window is gathered
 inline constexpr uint64_t kSmallReceived = 8 << 10;  // and below which it is scattered
 inline constexpr size_t kCacheLine = 64;

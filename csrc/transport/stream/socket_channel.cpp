@@ -1,6 +1,8 @@
 // The system calls of the data path; see socket_channel.hpp.
 #include "transport/stream/socket_channel.hpp"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -59,6 +61,14 @@ bool SocketChannel::soon() const noexcept {
   socklen_t length = sizeof cpu;
   if (::getsockopt(fd_.get(), SOL_SOCKET, SO_INCOMING_CPU, &cpu, &length) != 0 || cpu < 0) return false;
   return cpu != ::sched_getcpu();
+}
+
+// TCP's segment, which grows while a connection is young.
+uint64_t SocketChannel::segment() const noexcept {
+  int bytes = 0;
+  socklen_t length = sizeof bytes;
+  if (::getsockopt(fd_.get(), IPPROTO_TCP, TCP_MAXSEG, &bytes, &length) != 0 || bytes <= 0) return 1;
+  return static_cast<uint64_t>(bytes);
 }
 
 void SocketChannel::shutdown() noexcept { ::shutdown(fd_.get(), SHUT_RDWR); }

@@ -16,6 +16,7 @@ class SocketChannel final : public Channel {
   int64_t readv(std::span<const iovec> iov) noexcept override;
   int wait_fd() const noexcept override { return fd_.get(); }
   bool soon() const noexcept override;
+  uint64_t segment() const noexcept override;
   void shutdown() noexcept override;
 
  private:

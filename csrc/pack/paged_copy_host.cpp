@@ -16,14 +16,12 @@
 namespace pdxfer::pack {
 namespace {
 
-// Measured (docs/design/plan.md): a prefetch of about 4 KiB ahead, a line for every line copied. Hardware prefetchers
+// Measured (docs/design/plan.md): a prefetch of 2 to 4 KiB ahead, a line for every line copied. Hardware prefetchers
 // stop at page borders and know nothing of the next page. Pieces shorter than a page keep them from starting at all.
 constexpr size_t kPiece = 4096;
 constexpr size_t kLongestPiece = kPiece + kPiece / 2;
 constexpr size_t kHeadFirst = 2049;  // pieces from this on have their first line prefetched as soon as they are cut
-constexpr size_t kAhead = 4096;      // bytes prefetched and not yet copied
-constexpr size_t kMostAhead = 32;    // pieces in that distance at most
-constexpr size_t kBatch = 16;        // pieces cut, then copied: long turns leave the memory idle meanwhile
+constexpr size_t kMostAhead = 32;    // pieces prefetched and not yet copied, at most
 constexpr size_t kList = 256;        // pieces
 constexpr size_t kLine = 64;
 constexpr uint64_t kStreaming = 1 << 20;  // copies up to this stay in the cache, where their reader finds them
@@ -31,23 +29,36 @@ constexpr uint64_t kShared = 4 << 20;     // waking helpers costs more than they
 constexpr uint64_t kSlice = 512 << 10;    // what helpers take at a time, at least
 constexpr auto kLongestWait = std::chrono::seconds(1);
 
+struct Pace {
+  size_t ahead;  // bytes prefetched and not yet copied
+  size_t batch;  // pieces cut, then copied: long turns leave the memory idle meanwhile
+};
+constexpr Pace kShortPieces{4096, 16}, kLongPieces{2048, 8};
+
+Pace pace_of(const PagedCopy& copy) noexcept {
+  if (copy.pairs.empty() || copy.runs.empty()) return kShortPieces;
+  const RegionPair& pair = copy.pairs[0];  // the others are like it, or nearly
+  const uint64_t extent = dense(pair) ? copy.slots * pair.slot_bytes / copy.runs.size() : pair.slot_bytes;
+  return extent >= kHeadFirst ? kLongPieces : kShortPieces;
+}
+
 // Cuts the extents of `bytes` bytes from the cursor on into pieces, and copies them list by list.
 class Pieces {
  public:
   Pieces(const PagedCopy& copy, Cursor& cursor, uint64_t bytes, std::span<std::byte* const> src,
          std::span<std::byte* const> dst) noexcept
-      : copy_(copy), cursor_(cursor), left_(bytes), src_(src), dst_(dst) {}
+      : copy_(copy), cursor_(cursor), left_(bytes), src_(src), dst_(dst), pace_(pace_of(copy)) {}
 
   // Cuts and copies some pieces; false when all are done.
   bool step(CopyFn move) noexcept {
     static constexpr std::array<Piece, kMostAhead> kNothing{};
-    if (end_ + kBatch + kMostAhead > kList) {
+    if (end_ + pace_.batch + kMostAhead > kList) {
       std::copy(list_.begin() + begin_, list_.begin() + end_, list_.begin());
       end_ -= std::exchange(begin_, 0);
     }
-    while (ahead_ < kAhead && end_ - begin_ < kMostAhead && cut()) prefetch(list_[end_ - 1]);
+    while (ahead_ < pace_.ahead && end_ - begin_ < kMostAhead && cut()) prefetch(list_[end_ - 1]);
     const size_t first_new = end_;
-    while (end_ - first_new < kBatch && (cut_small(first_new + kBatch - end_) || cut())) {
+    while (end_ - first_new < pace_.batch && (cut_small(first_new + pace_.batch - end_) || cut())) {
     }
     const size_t count = end_ - first_new;
     if (count == 0) {
@@ -57,7 +68,7 @@ class Pieces {
     move(list_.data() + begin_, list_.data() + first_new, count);
     for (size_t i = 0; i < count; ++i) ahead_ -= list_[begin_++].bytes;
     // Pieces have grown: enough is under way.
-    for (; ahead_ > 2 * kAhead; ahead_ -= list_[begin_++].bytes) move(list_.data() + begin_, kNothing.data(), 1);
+    for (; ahead_ > 2 * pace_.ahead; ahead_ -= list_[begin_++].bytes) move(list_.data() + begin_, kNothing.data(), 1);
     return true;
   }
 
@@ -110,6 +121,7 @@ class Pieces {
   Cursor& cursor_;
   uint64_t left_;  // bytes not yet taken from the cursor
   std::span<std::byte* const> src_, dst_;
+  const Pace pace_;
   Piece rest_;  // of the extent being cut
   std::array<Piece, kList> list_;
   size_t begin_ = 0, end_ = 0;  // of what is cut and not yet copied

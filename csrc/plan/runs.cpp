@@ -99,11 +99,15 @@ std::vector<Run> scan_runs(const uint32_t* src, const uint32_t* dst, size_t n, S
   for (size_t begin = 1; begin < n; begin += kBlock) {
     const size_t found = scan(src, dst, begin, std::min(n, begin + kBlock), breaks.data(), highest);
     const size_t before = runs.size();
-    if (before + found > runs.capacity()) runs.reserve(std::min(n, 2 * (before + found) + 64));
+    // Room for as many in every block to come: pages are alike all along a list.
+    if (before + found > runs.capacity()) runs.reserve(std::min(n, before + found * (1 + (n - begin) / kBlock)));
+    runs.resize(before + found);
+    Run* const to = runs.data() + before;
     for (size_t k = 0; k < found; ++k) {
-      runs.back().count = breaks[k] - start;
-      start = breaks[k];
-      runs.push_back({src[start], dst[start], 0});
+      const uint32_t at = breaks[k];
+      to[k].src_slot = src[at];
+      to[k].dst_slot = dst[at];
+      (to + k)[-1].count = at - std::exchange(start, at);
     }
   }
   runs.back().count = static_cast<uint32_t>(n) - start;
@@ -142,25 +146,39 @@ template <typename T>
   throw Error(Code::kInternal, "destination runs overlap, but no page is named twice");
 }
 
-// Orders `keys` (destination slot in the high half) by destination; least significant digit first, so O(runs).
-void sort_by_destination(std::vector<uint64_t>& keys, uint32_t highest_dst) {
-  constexpr unsigned kDigit = 11;
-  if (keys.size() < 512) {  // below this the histograms cost more than they save
-    std::sort(keys.begin(), keys.end());
-    return;
-  }
-  const std::unique_ptr<uint64_t[]> scratch(new uint64_t[keys.size()]);
-  uint64_t *from = keys.data(), *to = scratch.get();
-  for (unsigned shift = 32; shift < 32 + static_cast<unsigned>(std::bit_width(highest_dst)); shift += kDigit) {
-    const auto digit = [shift](uint64_t key) { return (key >> shift) & ((1u << kDigit) - 1); };
-    std::array<uint32_t, 1u << kDigit> place{};
-    for (size_t i = 0; i < keys.size(); ++i) ++place[digit(from[i])];
+constexpr unsigned kDigitBits = 11;
+
+// Least significant digit first. kDigits of equal width, no wider than kDigitBits.
+template <unsigned kDigits>
+void radix_sort(std::vector<Run>& runs, unsigned bits) {
+  const unsigned width = std::max(1u, (bits + kDigits - 1) / kDigits);
+  const auto digit = [width](const Run& run, unsigned which) {
+    return (run.dst_slot >> which * width) & ((1u << width) - 1);
+  };
+  std::array<std::array<uint32_t, 1u << kDigitBits>, kDigits> places{};
+  for (const Run& run : runs)
+    for (unsigned d = 0; d < kDigits; ++d) ++places[d][digit(run, d)];
+  const auto scratch = std::make_unique_for_overwrite<Run[]>(runs.size());
+  Run *from = runs.data(), *to = scratch.get();
+  for (unsigned d = 0; d < kDigits; ++d) {
     uint32_t sum = 0;
-    for (uint32_t& p : place) sum += std::exchange(p, sum);
-    for (size_t i = 0; i < keys.size(); ++i) to[place[digit(from[i])]++] = from[i];
+    for (size_t i = 0; i < size_t{1} << width; ++i) sum += std::exchange(places[d][i], sum);
+    for (const Run& run : std::span(from, runs.size())) to[places[d][digit(run, d)]++] = run;
     std::swap(from, to);
   }
-  if (from != keys.data()) std::copy(from, from + keys.size(), keys.data());
+  if (kDigits % 2 != 0) std::copy_n(from, runs.size(), runs.data());
+}
+
+void sort_by_destination(std::vector<Run>& runs, uint32_t highest_dst) {
+  const auto bits = static_cast<unsigned>(std::bit_width(highest_dst));
+  if (runs.size() < 512)  // below this the histograms cost more than they save
+    std::ranges::sort(runs, {}, &Run::dst_slot);
+  else if (bits <= kDigitBits)
+    radix_sort<1>(runs, bits);
+  else if (bits <= 2 * kDigitBits)
+    radix_sort<2>(runs, bits);
+  else
+    radix_sort<3>(runs, bits);
 }
 
 bool ascending(const std::vector<Run>& runs) noexcept {
@@ -171,25 +189,18 @@ bool ascending(const std::vector<Run>& runs) noexcept {
 
 // Ascending by destination, merged where both sides continue. False when two runs share a destination page.
 bool order(std::vector<Run>& runs, uint32_t highest_dst) {
-  std::vector<uint64_t> keys(runs.size());
-  for (size_t i = 0; i < runs.size(); ++i) keys[i] = uint64_t{runs[i].dst_slot} << 32 | i;
-  sort_by_destination(keys, highest_dst);
-  std::vector<Run> sorted;
-  sorted.reserve(runs.size());
-  for (const uint64_t key : keys) {
-    const Run& run = runs[static_cast<uint32_t>(key)];
-    if (!sorted.empty()) {
-      Run& last = sorted.back();
-      const uint64_t end = uint64_t{last.dst_slot} + last.count;
-      if (end > run.dst_slot) return false;
-      if (end == run.dst_slot && uint64_t{last.src_slot} + last.count == run.src_slot) {
-        last.count += run.count;
-        continue;
-      }
-    }
-    sorted.push_back(run);
+  sort_by_destination(runs, highest_dst);
+  Run* last = runs.data();
+  for (size_t i = 1; i < runs.size(); ++i) {
+    const Run& run = runs[i];
+    const uint64_t end = uint64_t{last->dst_slot} + last->count;
+    if (end > run.dst_slot) return false;
+    if (end == run.dst_slot && uint64_t{last->src_slot} + last->count == run.src_slot)
+      last->count += run.count;
+    else
+      *++last = run;
   }
-  runs = std::move(sorted);
+  runs.resize(static_cast<size_t>(last - runs.data()) + 1);
   return true;
 }
 

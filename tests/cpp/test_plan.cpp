@@ -94,6 +94,33 @@ TEST_CASE("runs ascend by destination and merge, with few runs and with many") {
   }
 }
 
+TEST_CASE("many runs ascend by destination in pools of any size") {
+  std::mt19937 random(4);
+  for (const unsigned bits : {10u, 11u, 12u, 22u, 23u, 32u}) {
+    CAPTURE(bits);
+    const uint64_t apart = (uint64_t{1} << bits) / 1024;  // between the places that runs may begin at
+    auto places = iota(1024, 0);
+    std::shuffle(places.begin(), places.end(), random);
+    places.resize(700);
+    std::vector<int64_t> src, dst;
+    std::vector<Run> want;
+    for (size_t i = 0; i < places.size(); ++i) {
+      const uint32_t count = 1 + random() % std::min<uint64_t>(apart, 3);
+      want.push_back({static_cast<uint32_t>(5 * i), static_cast<uint32_t>(places[i] * apart), count});
+      for (uint32_t k = 0; k < count; ++k) {
+        src.push_back(want[i].src_slot + k);
+        dst.push_back(int64_t{want[i].dst_slot} + k);
+      }
+    }
+    std::ranges::sort(want, {}, &Run::dst_slot);
+    CHECK(find_runs(std::span(src), std::span(dst), 5000, uint64_t{1} << bits) == want);
+    dst.back() = dst.front();
+    CHECK(contains(refusal([&] { find_runs(std::span(src), std::span(dst), 5000, uint64_t{1} << bits); }), "so is"));
+  }
+  const std::vector<int32_t> zeros(600, 0);
+  CHECK(contains(refusal([&] { find_runs(iota(600, 0), zeros, 1000, 1); }), "dst_pages[1] is 0"));
+}
+
 TEST_CASE("destination pages above 2^31 and the last ones are ordered and kept whole") {
   const std::vector<int64_t> src{0, 1, 2, 3}, dst{(int64_t{1} << 32) - 1, 5, (int64_t{1} << 31), 4};
   const auto runs = find_runs(std::span(src), std::span(dst), 10, uint64_t{1} << 32);

@@ -20,7 +20,7 @@ struct Config {
   std::string transports = "auto";     // "auto", or names in order of preference: "shm,tcp"
   std::string shm_path = "auto";       // how shm reaches the peer's memory: auto | map | cma | staging
   uint32_t tcp_streams = 0;            // connections per tcp peer, 1..64; 0: by where the peer is
-  uint32_t io_threads = 0;             // threads that drive streams; 0: two per core, 4 at most
+  uint32_t io_threads = 0;             // threads that drive streams; 0: from the number of cores
   uint32_t copy_threads = 0;           // threads for host copies; 0: from the number of cores
   uint64_t chunk_bytes = 1 << 20;      // unit of pipelining and of fairness, 4 KiB..64 MiB
   uint64_t staging_bytes = 64 << 20;   // ring per direction of a staged peer, 1 MiB..16 GiB

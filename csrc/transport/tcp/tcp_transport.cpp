@@ -108,10 +108,10 @@ void TcpTransport::configure(int fd) const {
 // How many connections to a peer, of which `fd` is the first. Within a machine there is no network to spread over, and
 // streams that share an io thread push each other's buffers out of its cache.
 uint32_t TcpTransport::streams_for(int fd) const {
-  constexpr uint32_t kOverNetwork = 4;
+  constexpr uint32_t kOverNetwork = 4;  // at least
   const uint32_t streams = limits_.tcp_streams != 0 ? limits_.tcp_streams
                            : within_machine(fd)     ? limits_.io_threads
-                                                    : kOverNetwork;
+                                                    : std::max(kOverNetwork, limits_.io_threads);
   return std::clamp<uint32_t>(streams, 1, stream::kMaxStreams);
 }
 

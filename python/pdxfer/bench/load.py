@@ -19,6 +19,7 @@ from pdxfer.bench.errors import BenchError
 STOP_SECONDS = 60.0
 GEMM = 8192  # rows and columns, bf16
 MEMORY_BYTES = 1 << 30
+COMPUTE = ("gemm", "gemm of zeros", "memory")
 _BATCH = 8  # iterations between two events
 
 
@@ -92,7 +93,10 @@ class Repeated:
 
 
 class Compute:
-    """A loop on a GPU: "gemm" (bf16 8192 x 8192 x 8192) or "memory" (a copy of 1 GiB inside the GPU).
+    """A loop on a GPU: "gemm" (bf16 8192 x 8192 x 8192), "gemm of zeros", or "memory" (a copy of 1 GiB inside the GPU).
+
+    A GEMM of random numbers takes a GPU to its power limit, where whatever else it does lowers its clock; one of zeros
+    stays far from it, and notices only multiprocessors and bandwidth that it does not get.
 
     Raises:
         ImportError: there is no torch.
@@ -104,8 +108,9 @@ class Compute:
         self._torch: Any = torch
         torch.cuda.set_device(device)
         where = {"device": f"cuda:{device}"}
-        if kind == "gemm":
-            a, b = (torch.randn(GEMM, GEMM, dtype=torch.bfloat16, **where) for _ in range(2))
+        if kind in ("gemm", "gemm of zeros"):
+            make = torch.randn if kind == "gemm" else torch.zeros
+            a, b = (make(GEMM, GEMM, dtype=torch.bfloat16, **where) for _ in range(2))
             out = torch.empty_like(a)
             self._step: Callable[[], object] = lambda: torch.matmul(a, b, out=out)
         elif kind == "memory":
@@ -113,7 +118,7 @@ class Compute:
             target = torch.empty_like(source)
             self._step = lambda: target.copy_(source)
         else:
-            raise BenchError(f"a loop of kind {kind!r}: expected gemm or memory")
+            raise BenchError(f"a loop of kind {kind!r}: expected one of {', '.join(COMPUTE)}")
 
     def milliseconds(self, seconds: float) -> float:
         """Median milliseconds of a step over that time, by the GPU's own clock; the queue never runs dry."""

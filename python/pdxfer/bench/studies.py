@@ -14,7 +14,7 @@ import numpy as np
 
 from pdxfer.bench.channel import Channel
 from pdxfer.bench.errors import BenchError
-from pdxfer.bench.load import Compute, Repeated
+from pdxfer.bench.load import COMPUTE, Compute, Repeated
 from pdxfer.bench.movers import Options, Path
 from pdxfer.bench.runner import Row, Runner
 from pdxfer.bench.study_session import DUPLEX_AT_ONCE, CopyLoop, StudySession
@@ -35,6 +35,7 @@ class Studies:
 
     def __init__(self, runner: Runner, channel: Channel, local: StudySession) -> None:
         self._runner, self._channel, self._local = runner, channel, local
+        self._first = 0  # number of the next transfer beside a loop
 
     def run(self, name: str, options: Options, work: Workload) -> Iterator[Row]:
         if name == "latency":
@@ -131,39 +132,52 @@ class Studies:
         return (here + there) * mine.bytes / 1e9
 
     def interference(self, options: Options, work: Workload) -> Iterator[Row]:
-        """How much longer a loop takes on either GPU while transfers run back to back."""
-        with self._runner.opened(options, work) as opened:
-            load = Repeated(opened.sender.transfer)
-            first = 0
-            for kind in ("gemm", "memory"):
-                compute = Compute(kind, options.device)
-                self._channel.call("compute_open", timeout=120.0, kind=kind, device=options.remote_device)
-                for where in ("sender", "receiver"):
-                    times, rate = [], 0.0
-                    for loaded in (False, True, False):
-                        if loaded:
-                            load.start(first)
-                        if where == "sender":
-                            times.append(compute.milliseconds(LOAD_SECONDS))
-                        else:
-                            answer = self._channel.call("compute", timeout=60.0, seconds=LOAD_SECONDS)
-                            times.append(float(answer["milliseconds"]))
-                        if loaded:
-                            rate = work.geometry().bytes / 1e9 / (load.stop() / load.count)
-                            first += load.count
-                    row = self._row("interference", options, opened.path, work)
-                    alone = (times[0] + times[2]) / 2
-                    yield row | {
-                        "loop": kind,
-                        "where": where,
-                        "alone_ms": alone,
-                        "loaded_ms": times[1],
-                        "slowdown_percent": 100 * (times[1] / alone - 1),
-                        "gbps": rate,
-                        "verified": False,
-                    }
-                del compute
-                self._channel.call("compute_close")
+        """How much longer a loop takes on either GPU while transfers, or the driver's copies, run back to back."""
+        if self._runner.cuda is None:
+            raise BenchError("the interference study is of GPUs: it goes with --memory device")
+        copies = CopyLoop(self._runner.cuda)
+        copies.open(self._channel.call("copy_loop_make")["handle"])
+        try:
+            with self._runner.opened(options, work) as opened:
+                loads = ((Repeated(opened.sender.transfer), work.geometry().bytes), (copies.loop, copies.bytes))
+                for kind in COMPUTE:
+                    compute = Compute(kind, options.device)
+                    self._channel.call("compute_open", timeout=120.0, kind=kind, device=options.remote_device)
+                    for where in ("sender", "receiver"):
+                        row = self._row("interference", options, opened.path, work)
+                        row |= self._beside(compute if where == "sender" else None, loads)
+                        yield row | {"loop": kind, "where": where, "verified": False}
+                    del compute
+                    self._channel.call("compute_close")
+        finally:
+            self._channel.call("copy_loop_close")
+            copies.close()
+
+    def _beside(self, compute: Compute | None, loads: tuple[tuple[Repeated, int], tuple[Repeated, int]]) -> Row:
+        """The loop, here or (None) at the other end: alone, beside each load, and alone again."""
+
+        def measure() -> float:
+            if compute is not None:
+                return compute.milliseconds(LOAD_SECONDS)
+            return float(self._channel.call("compute", timeout=60.0, seconds=LOAD_SECONDS)["milliseconds"])
+
+        before, found = measure(), []
+        for load, size in loads:
+            load.start(self._first)
+            took = measure()
+            seconds = load.stop()
+            self._first += load.count  # transfers are numbered on
+            found.append((took, size * load.count / seconds / 1e9))
+        alone = (before + measure()) / 2
+        (loaded, rate), (copied, copy_rate) = found
+        return {
+            "alone_ms": alone,
+            "loaded_ms": loaded,
+            "slowdown_percent": 100 * (loaded / alone - 1),
+            "gbps": rate,
+            "copy_slowdown_percent": 100 * (copied / alone - 1),
+            "copy_gbps": copy_rate,
+        }
 
     def _row(self, study: str, options: Options, path: Path, work: Workload) -> Row:
         return {"study": study, "failed": None} | self._runner.head("pdxfer", path, options, work)
@@ -197,7 +211,8 @@ def text(rows: list[Row]) -> str:
         else:
             lines.append(
                 f"{name}: {row['loop']} at the {row['where']} {row['alone_ms']:.3f} ms alone, {row['loaded_ms']:.3f} "
-                f"under {row['gbps']:.0f} GB/s: {row['slowdown_percent']:+.1f}%"
+                f"under {row['gbps']:.0f} GB/s: {row['slowdown_percent']:+.1f}%; under {row['copy_gbps']:.0f} GB/s of "
+                f"cudaMemcpyPeer: {row['copy_slowdown_percent']:+.1f}%"
             )
     return "\n".join(lines)
 

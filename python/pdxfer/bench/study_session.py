@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from pdxfer.bench.channel import Message
 from pdxfer.bench.cuda import Cuda
 from pdxfer.bench.errors import BenchError
@@ -29,7 +31,9 @@ class CopyLoop:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda, self.bytes = cuda, COPY_BYTES
         self._source, self._own_target = cuda.allocate(COPY_BYTES), cuda.allocate(COPY_BYTES)
-        cuda.fill(self._source.pointer, 0x3C, COPY_BYTES)
+        some = np.random.default_rng(1).integers(0, 256, COPY_BYTES >> 5, dtype=np.uint8)  # as heavy as a KV cache
+        for at in range(0, COPY_BYTES, some.nbytes):
+            cuda.upload(self._source.pointer + at, some)
         self.handle = cuda.share(self._own_target.pointer)
         self._target = 0
         self.loop = Repeated(self._copy, cuda.attach)

@@ -72,12 +72,50 @@ class Recorder final : public Channel {
   uint64_t segment() const noexcept override { return segment_; }
   void shutdown() noexcept override {}
 
+  // What lies between the headers of chunks.
+  std::vector<std::byte> payload() const {
+    std::vector<std::byte> out;
+    for (size_t at = 0; at < stream.size();) {
+      FrameHeader header;
+      REQUIRE(decode_header(stream.data() + at, 0, header) == nullptr);
+      at += kHeaderBytes;
+      const auto body = stream.begin() + static_cast<ptrdiff_t>(at);
+      if (header.type == FrameType::kChunk) out.insert(out.end(), body, body + static_cast<ptrdiff_t>(header.body));
+      at += header.body;
+    }
+    return out;
+  }
+
   std::vector<std::byte> stream;
   std::vector<uint64_t> portions;
 
  private:
   const uint64_t segment_;
 };
+
+// A batch of one copy, from region 1, in chunks of some 300 KB.
+void send_all(const TransferPlan& plan, std::span<std::byte> memory, Channel& channel) {
+  RegionTable regions;
+  regions.add({1, {memory.data(), memory.size()}}, "the test");
+  const transport::Context context;
+  LinkState link(7, regions, context.limits, [] {}, 1);
+  DeviceLane lane(context, 1 << 20);
+  Sender sender(link, channel, 0, lane, nullptr);
+  const PagedCopy& copy = plan.copies[0];
+  Outbound batch(5, &plan);
+  batch.streams = 1;
+  batch.bytes = copy.bytes;
+  batch.ends_left = 1;
+  batch.copies[0].places.push_back({memory.data(), kHost});
+  for (Cursor cursor; !at_end(copy, cursor);) {
+    const Cursor from = cursor;
+    const uint64_t bytes = advance(copy, cursor, 300000);
+    REQUIRE(sender.queue().push({&batch, bytes, from, regions.epoch(), 0, from == Cursor{}, kHost}));
+  }
+  REQUIRE(sender.queue().push({&batch, 0, {}, 0, 0, false, kHost}));
+  bool moved = false;
+  CHECK(sender.pump(UINT64_MAX, moved) == 0);
+}
 
 }  // namespace
 
@@ -86,55 +124,21 @@ TEST_CASE("a sender writes whole segments of its channel, of extents of any size
     for (const uint64_t slot : {uint64_t{600}, uint64_t{5000}}) {  // packed, and straight from memory
       CAPTURE(segment);
       CAPTURE(slot);
-      constexpr uint64_t kPiece = 300000;  // of a chunk, about
       std::mt19937 random(3);
-      std::vector<std::byte> memory(4 << 20);
+      std::vector<std::byte> memory(4 << 20), want;
       for (std::byte& b : memory) b = static_cast<std::byte>(random());
       TransferPlan plan;
       PagedCopy& copy = plan.copies.emplace_back();
       copy.pairs.push_back({1, 2, 0, 0, slot, slot, slot});
-      for (uint32_t i = 0; i < memory.size() / slot; i += 2) copy.runs.push_back({i, i, 1});  // every other one
-      copy.seal();
-
-      RegionTable regions;
-      regions.add({1, {memory.data(), memory.size()}}, "the test");
-      transport::Context context;
-      LinkState link(7, regions, context.limits, [] {}, 1);
-      DeviceLane lane(context, 1 << 20);
-      Recorder channel(segment);
-      Sender sender(link, channel, 0, lane, nullptr);
-      Outbound batch(5, &plan);
-      batch.streams = 1;
-      batch.bytes = copy.bytes;
-      batch.ends_left = 1;
-      batch.copies[0].places.push_back({memory.data(), kHost});
-      std::vector<std::byte> want;
-      Cursor cursor;
-      for (bool first = true; !at_end(copy, cursor); first = false) {
-        const Cursor from = cursor;
-        const uint64_t bytes = advance(copy, cursor, kPiece);
-        REQUIRE(sender.queue().push({&batch, bytes, from, regions.epoch(), 0, first, kHost}));
-      }
-      REQUIRE(sender.queue().push({&batch, 0, {}, 0, 0, false, kHost}));
-      bool moved = false;
-      CHECK(sender.pump(UINT64_MAX, moved) == 0);
-
-      // The payload between the headers is that of the runs, in their order.
-      std::vector<std::byte> payload;
-      for (size_t at = 0; at < channel.stream.size();) {
-        FrameHeader header;
-        REQUIRE(decode_header(channel.stream.data() + at, 0, header) == nullptr);
-        at += kHeaderBytes;
-        const auto body = channel.stream.begin() + static_cast<ptrdiff_t>(at);
-        if (header.type == FrameType::kChunk)
-          payload.insert(payload.end(), body, body + static_cast<ptrdiff_t>(header.body));
-        at += header.body;
-      }
-      for (const Run& run : copy.runs) {
-        const auto from = memory.begin() + static_cast<ptrdiff_t>(run.src_slot * slot);
+      for (uint32_t i = 0; i < memory.size() / slot; i += 2) {  // every other one
+        copy.runs.push_back({i, i, 1});
+        const auto from = memory.begin() + static_cast<ptrdiff_t>(i * slot);
         want.insert(want.end(), from, from + static_cast<ptrdiff_t>(slot));
       }
-      CHECK(payload == want);
+      copy.seal();
+      Recorder channel(segment);
+      send_all(plan, memory, channel);
+      CHECK(channel.payload() == want);
       // Windows are whole segments, save the last, and those that a chunk's header or the plan went past the end of.
       const uint64_t window = segment < 128 << 10 ? (128 << 10) / segment * segment : 128 << 10;
       size_t others = 0;

@@ -46,7 +46,8 @@ class CopyLoop:
         self._cuda.copy_seconds(self._target, self._source.pointer, self.bytes)
 
     def close(self) -> None:
-        self._cuda.close_shared(self._target)
+        if self._target != 0:  # else it was copied to alone
+            self._cuda.close_shared(self._target)
         del self._source, self._own_target
 
 

@@ -1,11 +1,13 @@
 // The host copy; see paged_copy_host.hpp. Extents are cut into pieces, and lists of pieces copied while the source of
-// those a few KiB further on is prefetched; past the caches when the copy as a whole would not fit them.
+// those a few KiB further on is prefetched; past the caches when the copy as a whole would not fit them. Long extents
+// are copied by memcpy where that is found to be faster.
 #include "pack/paged_copy_host.hpp"
 
 #include <pthread.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -35,11 +37,10 @@ struct Pace {
 };
 constexpr Pace kShortPieces{4096, 16}, kLongPieces{2048, 8};
 
-Pace pace_of(const PagedCopy& copy) noexcept {
-  if (copy.pairs.empty() || copy.runs.empty()) return kShortPieces;
+bool long_extents(const PagedCopy& copy) noexcept {
+  if (copy.pairs.empty() || copy.runs.empty()) return false;
   const RegionPair& pair = copy.pairs[0];  // the others are like it, or nearly
-  const uint64_t extent = dense(pair) ? copy.slots * pair.slot_bytes / copy.runs.size() : pair.slot_bytes;
-  return extent >= kHeadFirst ? kLongPieces : kShortPieces;
+  return (dense(pair) ? copy.slots * pair.slot_bytes / copy.runs.size() : pair.slot_bytes) >= kHeadFirst;
 }
 
 // Cuts the extents of `bytes` bytes from the cursor on into pieces, and copies them list by list.
@@ -47,7 +48,12 @@ class Pieces {
  public:
   Pieces(const PagedCopy& copy, Cursor& cursor, uint64_t bytes, std::span<std::byte* const> src,
          std::span<std::byte* const> dst) noexcept
-      : copy_(copy), cursor_(cursor), left_(bytes), src_(src), dst_(dst), pace_(pace_of(copy)) {}
+      : copy_(copy),
+        cursor_(cursor),
+        left_(bytes),
+        src_(src),
+        dst_(dst),
+        pace_(long_extents(copy) ? kLongPieces : kShortPieces) {}
 
   // Cuts and copies some pieces; false when all are done.
   bool step(CopyFn move) noexcept {
@@ -128,16 +134,38 @@ class Pieces {
   size_t ahead_ = 0;            // bytes of that
 };
 
-// On the calling thread only. Moves the cursor; returns the bytes copied.
-uint64_t copy_alone(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
-                    std::span<std::byte* const> dst) noexcept {
-  const bool streaming = copy.bytes > kStreaming;
-  const CopyFn move = streaming ? streaming_copy() : plain_copy;
+uint64_t stream(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
+                std::span<std::byte* const> dst, CopyFn move) noexcept {
   Pieces pieces(copy, cursor, budget, src, dst);
   while (pieces.step(move)) {
   }
-  if (streaming) streaming_fence();
+  streaming_fence();
   return budget - pieces.left();
+}
+
+uint64_t copy_extents(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
+                      std::span<std::byte* const> dst) noexcept {
+  uint64_t done = 0;
+  while (done < budget && !at_end(copy, cursor)) {
+    const Extent e = next_extent(copy, cursor, budget - done);
+    std::memcpy(dst[e.pair] + e.dst_offset, src[e.pair] + e.src_offset, e.bytes);
+    done += e.bytes;
+  }
+  return done;
+}
+
+// On the calling thread only. Moves the cursor; returns the bytes copied.
+uint64_t copy_alone(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
+                    std::span<std::byte* const> dst, CopyChoice& choice) noexcept {
+  if (copy.bytes <= kStreaming) return stream(copy, cursor, budget, src, dst, plain_copy);
+  if (!long_extents(copy)) return stream(copy, cursor, budget, src, dst, streaming_copy());
+  const bool streaming = choice.streaming();
+  const auto begin = std::chrono::steady_clock::now();
+  const uint64_t bytes = streaming ? stream(copy, cursor, budget, src, dst, streaming_copy())
+                                   : copy_extents(copy, cursor, budget, src, dst);
+  if (bytes >= CopyChoice::kLeastBytes)
+    choice.tell(streaming, bytes, static_cast<uint64_t>((std::chrono::steady_clock::now() - begin).count()));
+  return bytes;
 }
 
 }  // namespace
@@ -162,10 +190,10 @@ uint64_t HostCopier::copy(const PagedCopy& copy, Cursor& cursor, uint64_t budget
                           std::span<std::byte* const> dst) noexcept {
   std::unique_lock<std::mutex> use(in_use_, std::defer_lock);
   if (helpers_.empty() || budget < kShared || copy.bytes < kShared || !use.try_lock())
-    return copy_alone(copy, cursor, budget, src, dst);
+    return copy_alone(copy, cursor, budget, src, dst, choice_);
   Cursor end = cursor;
   const uint64_t bytes = advance(copy, end, budget);
-  if (bytes < kShared) return copy_alone(copy, cursor, bytes, src, dst);
+  if (bytes < kShared) return copy_alone(copy, cursor, bytes, src, dst, choice_);
   std::unique_lock<std::mutex> lock(mutex_);
   job_.copy = &copy;
   job_.src = src;
@@ -197,7 +225,7 @@ bool HostCopier::take_slice(std::unique_lock<std::mutex>& lock) noexcept {
   if (job_.next == job_.count) return false;
   Slice slice = job_.slices[job_.next++];
   lock.unlock();
-  copy_alone(*job_.copy, slice.cursor, slice.bytes, job_.src, job_.dst);
+  copy_alone(*job_.copy, slice.cursor, slice.bytes, job_.src, job_.dst, choice_);
   lock.lock();
   if (++job_.done == job_.count) finished_.notify_one();
   return true;

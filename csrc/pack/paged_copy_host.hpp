@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/types.hpp"
+#include "pack/copy_choice.hpp"
 
 namespace pdxfer::pack {
 
@@ -54,6 +55,7 @@ class HostCopier {
   bool take_slice(std::unique_lock<std::mutex>& lock) noexcept;
   void help(const std::stop_token& stop) noexcept;
 
+  CopyChoice choice_;
   std::mutex in_use_;  // held by the caller that has the helpers
   std::mutex mutex_;   // guards job_ while helpers may look at it
   std::condition_variable_any work_, finished_;

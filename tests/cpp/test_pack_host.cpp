@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/paged_copy.hpp"
+#include "pack/copy_choice.hpp"
 #include "pack/paged_copy_host.hpp"
 #include "pack/stream_copy.hpp"
 
@@ -252,6 +253,25 @@ TEST_CASE("several callers at once each get their own copy right") {
     });
   for (std::thread& caller : callers) caller.join();
   for (const Bench& bench : benches) CHECK(bench.dst == bench.want);
+}
+
+TEST_CASE("the way that is found faster is taken, the other tried now and then, and taken when it has become faster") {
+  pack::CopyChoice choice;
+  // Turns that streaming has of so many, when a MiB takes it, and memcpy, so many microseconds.
+  const auto streamed = [&](int turns, uint64_t streaming_us, uint64_t memcpy_us) {
+    int count = 0;
+    for (int i = 0; i < turns; ++i) {
+      const bool streaming = choice.streaming();
+      choice.tell(streaming, 1 << 20, 1000 * (streaming ? streaming_us : memcpy_us));
+      count += streaming;
+    }
+    return count;
+  };
+  CHECK(streamed(8, 5000, 90) == 4);  // its pages had to be made
+  CHECK(streamed(64 * 16, 45, 60) > 64 * 8);
+  CHECK(streamed(64 * 16, 45, 60) == 64 * 16 - 16);
+  CHECK(streamed(64 * 16, 300, 60) <= 40);
+  CHECK(streamed(64 * 16, 300, 60) == 16);
 }
 
 TEST_CASE("helper threads have names and are gone with the copier") {

@@ -30,4 +30,20 @@ TEST_CASE("what arrived and was handed on is acknowledged, also when its receive
   }
 }
 
+TEST_CASE("a large batch that has the link for itself is timed, a small one is not") {
+  for (const bool large : {false, true}) {
+    CAPTURE(large);
+    Batches batches;
+    End a(kFactory), b(kFactory);
+    const uint64_t bytes = large ? 16 << 20 : 15 << 20;
+    Memory& src = a.add(1, bytes);
+    Memory& dst = b.add(2, bytes);
+    Pair pair(a, b);
+    batches.push_back(std::make_unique<Batch>(*pair.ab, 1, plan_of(whole_copy(src, dst, 64 << 10)), 7));
+    REQUIRE(pair.poll_until([&] { return batches[0]->step(), a.find_sent(1) != nullptr; }));
+    CHECK(a.find_sent(1)->status.ok());
+    CHECK((pair.ab->describe().find("GB/s when last measured") != std::string::npos) == large);
+  }
+}
+
 }  // namespace conformance

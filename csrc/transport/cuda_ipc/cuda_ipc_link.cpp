@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <thread>
 
@@ -348,6 +349,7 @@ std::string CudaLink::describe() const {
     return std::to_string(sum.regions) + " regions, " + std::to_string(sum.bytes >> 20) + " MiB";
   };
   std::string text = "mapped: " + count(mapped) + ", by " + way_;
+  if (gbps_ > 0) text += ", at " + std::to_string(std::lround(gbps_)) + " GB/s when last measured";
   if (staged.regions > 0)
     text += "; staged through pinned host memory: " + count(staged) +
             ", at the rate of PCIe (not mapped: " + staged.reason + ")";

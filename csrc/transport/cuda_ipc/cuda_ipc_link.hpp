@@ -104,6 +104,8 @@ class CudaLink {
     Status status;
     DeviceTicket last = 0;  // its latest piece
     std::vector<Prepared> copies;
+    Clock::time_point launched;  // its first piece, when it is to be timed
+    uint64_t timed_bytes = 0;    // of all of it, then
   };
 
   Status prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor, bool& ready);
@@ -148,6 +150,7 @@ class CudaLink {
   std::shared_ptr<const sys::CudaContext> device_;
   std::unique_ptr<DeviceCopy> copier_;
   std::string way_;  // for describe()
+  double gbps_ = 0;  // likewise: of the last large batch that found no other under way
   DeviceTicket launched_ = 0, done_ = 0;
   std::unordered_map<RegionId, Import> imports_;
   uint64_t import_generation_ = 1;

@@ -22,17 +22,19 @@ enum class DeviceForm : uint8_t {
   kPaged,    // slots to slots
   kGather,   // slots to one contiguous buffer, in canonical order from the cursor on
   kScatter,  // one contiguous buffer to slots, likewise
+  kSum,      // the destination's slots, which are read for their checksum and not written
 };
 
 using DeviceTicket = uint64_t;  // one launched piece; 0: none
 using DeviceTables = uint64_t;  // one copy's tables on the device; 0: none
 
 struct DeviceCopyOptions {
-  uint32_t blocks = 0;         // thread blocks of a piece at most, each on a multiprocessor; 0: measured default
-  uint64_t table_bytes = 0;    // room for the tables of copies in flight, pinned and on the device; 0: default
-  uint32_t pieces = 64;        // in flight at most
-  bool copy_engine = true;     // long contiguous runs by the copy engine in place of a kernel
-  std::function<void()> wake;  // when set: called, on a thread of the driver, after each piece; must not call CUDA
+  uint32_t blocks = 0;           // thread blocks of a piece at most, each on a multiprocessor; 0: measured default
+  uint64_t table_bytes = 0;      // room for the tables of copies in flight, pinned and on the device; 0: default
+  uint32_t pieces = 64;          // in flight at most
+  bool copy_engine = true;       // long contiguous runs by the copy engine in place of a kernel
+  bool checksum = false;         // pieces of kPaged and kSum are summed, so the kernel moves all of them
+  std::function<void()> wake{};  // when set: called, on a thread of the driver, after each piece; must not call CUDA
 };
 
 class DeviceCopy {
@@ -40,8 +42,8 @@ class DeviceCopy {
   virtual ~DeviceCopy() = default;
 
   // The tables of `copy` for launches of this form, good for all its pieces; src[i] and dst[i] are where the regions of
-  // pair i begin. kGather ignores dst, kScatter src (they may be empty). Ok with tables == 0: no room now, so release
-  // others or wait for pieces, then try again; kInvalid: larger than the room will ever be.
+  // pair i begin. kGather ignores dst, kScatter and kSum src (they may be empty). Ok with tables == 0: no room now, so
+  // release others or wait for pieces, then try again; kInvalid: larger than the room will ever be.
   virtual Status prepare(const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> src,
                          std::span<const uint64_t> dst, DeviceTables& tables) noexcept = 0;
   // No launch uses them from now on; pieces under way may.
@@ -56,6 +58,15 @@ class DeviceCopy {
 
   // Are this piece and those before it over? Their writes are then visible to the whole system. Ok and !over: not yet.
   virtual Status done(DeviceTicket ticket, bool& over) noexcept = 0;
+
+  // The checksum of a piece that is over, as long as no more than `pieces` were launched since: of what it read, by its
+  // place in the copy (pack/checksum.hpp), so the sums of a copy's pieces add up (modulo 2^64) to the same at both
+  // ends, however each cuts it. 0 without DeviceCopyOptions::checksum.
+  virtual uint64_t sum(DeviceTicket ticket) const noexcept = 0;
+
+  // At least so many bytes of the piece, from its beginning on, are in place and visible to the whole system: told
+  // while it is under way, so that the other end may begin to look at them. 0 without DeviceCopyOptions::checksum.
+  virtual uint64_t landed(DeviceTicket ticket) const noexcept = 0;
 
   // "16 blocks, copy engine from 1 MiB runs, ...": for explain().
   virtual std::string describe() const = 0;

@@ -2,8 +2,11 @@
 #include "pack/device_copier.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <cstddef>
 #include <cstring>
+#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -15,8 +18,7 @@ namespace {
 
 constexpr uint64_t kDefaultTableBytes = 16 << 20;
 constexpr size_t kTableEntries = 256;
-constexpr size_t kMaxParts = 128;               // kernels and engine copies of one piece
-constexpr uint64_t kMaxWords = (1u << 31) - 1;  // what a kernel counts; see Divisor
+constexpr size_t kMaxParts = 128;  // kernels and engine copies of one piece
 constexpr auto kFarewell = std::chrono::seconds(5);
 
 // Makes the context current; the data path's CudaScope, which does not throw.
@@ -35,27 +37,15 @@ class Current {
   const shim::CuResult result_;
 };
 
-// The largest word, as a power of two, of which all of these are multiples.
-unsigned alignment_of(uint64_t together) noexcept {
-  return together == 0 ? 4 : std::min<unsigned>(4, static_cast<unsigned>(std::countr_zero(together)));
-}
-
-bool alike(const RegionPair& a, const RegionPair& b) noexcept {
-  return a.slot_bytes == b.slot_bytes && a.src_stride == b.src_stride && a.dst_stride == b.dst_stride;
-}
-
-DeviceForm form_of(const TableRing::Entry& entry) noexcept { return static_cast<DeviceForm>(entry.form); }
-
 // Slots and pairs: what a kernel reads of it.
 uint64_t bytes_of(const TableRing::Entry& entry) noexcept {
   return entry.pairs_at - entry.begin + entry.pairs * sizeof(DevicePair);
 }
 
-unsigned alignment_of(const DevicePair& bases, const RegionPair& pair, DeviceForm form) noexcept {
-  uint64_t together = pair.slot_bytes;
-  if (form != DeviceForm::kScatter) together |= bases.src | pair.src_stride;
-  if (form != DeviceForm::kGather) together |= bases.dst | pair.dst_stride;
-  return alignment_of(together);
+// The copy engine sums nothing.
+DeviceCopyOptions settled(DeviceCopyOptions options) {
+  options.copy_engine = options.copy_engine && !options.checksum;
+  return options;
 }
 
 void wake_caller(void* options) { static_cast<const DeviceCopyOptions*>(options)->wake(); }
@@ -63,7 +53,7 @@ void wake_caller(void* options) { static_cast<const DeviceCopyOptions*>(options)
 }  // namespace
 
 DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
-    : options_(options),
+    : options_(settled(options)),
       kernels_(ordinal),
       stream_(kernels_.context()),
       beside_(kernels_.context()),
@@ -74,7 +64,11 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
       fork_((sys::CudaScope(kernels_.context()), sys::CudaEvent())),
       join_((sys::CudaScope(kernels_.context()), sys::CudaEvent())) {
   const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
-  blocks_ = std::clamp(options.blocks != 0 ? options.blocks : kDefaultBlocks, 1u, std::max(1u, processors));
+  const auto blocks = [&](unsigned measured) {
+    return std::clamp(options.blocks != 0 ? options.blocks : measured, 1u, std::max(1u, processors));
+  };
+  blocks_ = blocks(options.checksum ? kSummingBlocks : kDefaultBlocks);
+  reading_blocks_ = blocks(kReadingBlocks);
   clusters_ =
       kernels_.context().attribute(shim::kCuAttributeMajor) >= 9 && shim::cuda().api.launch_kernel_ex != nullptr;
   max_pitch_ = static_cast<uint64_t>(kernels_.context().attribute(shim::kCuAttributeMaxPitch));
@@ -82,7 +76,12 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
   events_.reserve(std::max<size_t>(options.pieces, 1));
   for (size_t i = 0; i < std::max<size_t>(options.pieces, 1); ++i) events_.emplace_back();
   on_beside_.resize(events_.size());
+  told_.resize(events_.size());
   row_order_.reserve(kMostRows);
+  if (!options.checksum) return;
+  reports_ = std::make_unique<sys::PinnedMemory>(events_.size() * report_bytes());
+  const std::vector<uint64_t> none((1 + blocks_) * kShares);
+  landing_ = std::make_unique<sys::CudaMemory>(std::as_bytes(std::span(none)));
 }
 
 // A launch that failed half-way counts too, so it is the streams that have to be idle.
@@ -108,15 +107,6 @@ Status DeviceCopier::fail(shim::CuResult result, const char* what) noexcept {
   return error_;
 }
 
-uint64_t DeviceCopier::slots_before(const TableRing::Entry& entry, const Cursor& cursor) const noexcept {
-  if (entry.firsts_at == TableRing::kSingle) return cursor.run;
-  return reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at)[cursor.run] + uint64_t{cursor.slot};
-}
-
-const DevicePair* DeviceCopier::pairs_of(const TableRing::Entry& entry) const noexcept {
-  return reinterpret_cast<const DevicePair*>(host_tables_.data() + entry.pairs_at);
-}
-
 Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> src,
                              std::span<const uint64_t> dst, DeviceTables& tables) noexcept {
   tables = 0;
@@ -136,7 +126,7 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   entry.slots = static_cast<uint32_t>(copy.slots);
   entry.pairs_at = entry.begin + pairs_begin;
   entry.firsts_at = single ? TableRing::kSingle : entry.begin + read;
-  entry.form = static_cast<uint8_t>(form);
+  entry.form = form;
   if (!single) {
     auto* firsts = reinterpret_cast<uint32_t*>(host_tables_.data() + entry.firsts_at);
     uint32_t at = 0;
@@ -147,7 +137,7 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   }
   auto* pairs = reinterpret_cast<DevicePair*>(host_tables_.data() + entry.pairs_at);
   for (size_t i = 0; i < copy.pairs.size(); ++i)
-    pairs[i] = {form == DeviceForm::kScatter ? 0 : src[i] + copy.pairs[i].src_offset,
+    pairs[i] = {form == DeviceForm::kScatter || form == DeviceForm::kSum ? 0 : src[i] + copy.pairs[i].src_offset,
                 form == DeviceForm::kGather ? 0 : dst[i] + copy.pairs[i].dst_offset};
   tables = name;
   return kOkStatus;
@@ -170,7 +160,7 @@ Status DeviceCopier::upload(TableRing::Entry& entry) noexcept {
   const auto result = shim::cuda().api.copy_to_device_async(
       device_tables_.get() + entry.begin, host_tables_.data() + entry.begin, bytes_of(entry), stream_.get());
   if (result != shim::kCuSuccess) return fail(result, "cuMemcpyHtoDAsync of a copy's tables");
-  return form_of(entry) == DeviceForm::kPaged ? kOkStatus : follow(fork_.get(), stream_.get(), beside_.get());
+  return !entry.buffered() ? kOkStatus : follow(fork_.get(), stream_.get(), beside_.get());
 }
 
 void DeviceCopier::release(DeviceTables tables) noexcept {
@@ -180,116 +170,9 @@ void DeviceCopier::release(DeviceTables tables) noexcept {
   ring_.reclaim(done_);
 }
 
-// Equal runs an equal distance apart, as in the buffers of a pool, are the rows of one engine copy. Takes the pairs
-// from the cursor on that fit the budget, in the order of their addresses, when few such copies move them: an allocator
-// may have laid them out in any order. Moves nothing when the kernel is ahead.
-Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
-                                 uint64_t& moved) noexcept {
-  const RegionPair& pair = copy.pairs[cursor.pair];
-  const uint64_t row = copy.slots * pair.slot_bytes;
-  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || copy.runs.size() != 1 ||
-      row < kEngineRow || cursor != Cursor{cursor.pair, 0, 0, 0})
-    return kOkStatus;
-  const uint64_t most = std::min<uint64_t>({entry.pairs - cursor.pair, budget / row, row_order_.capacity()});
-  row_order_.clear();
-  for (uint32_t i = cursor.pair; row_order_.size() < most && alike(copy.pairs[i], pair); ++i) row_order_.push_back(i);
-  const DevicePair* bases = pairs_of(entry);
-  std::ranges::sort(row_order_, {}, [&](uint32_t i) { return bases[i].src; });
-  size_t copies = 0;
-  for (size_t i = 0; i < row_order_.size(); i += rows_of(bases, i, row).rows) ++copies;
-  if (copies == row_order_.size() || copies * kEngineBytes > row_order_.size() * row) return kOkStatus;
-  const Run& run = copy.runs[0];
-  for (size_t i = 0; i < row_order_.size();) {
-    shim::CuCopy2d rows = rows_of(bases, i, row);
-    i += rows.rows;
-    rows.from.device += run.src_slot * pair.src_stride;
-    rows.to.device += run.dst_slot * pair.dst_stride;
-    if (const auto r = shim::cuda().api.copy_2d_async(&rows, stream_.get()); r != shim::kCuSuccess)
-      return fail(r, "cuMemcpy2DAsync");
-  }
-  moved += row_order_.size() * row;
-  cursor.pair += static_cast<uint32_t>(row_order_.size());
-  return kOkStatus;
-}
-
-// The pairs from the i-th of row_order_ on that are rows of one copy, from slot 0 on.
-shim::CuCopy2d DeviceCopier::rows_of(const DevicePair* bases, size_t i, uint64_t row) const noexcept {
-  shim::CuCopy2d rows{};
-  rows.from.type = rows.to.type = shim::kCuMemoryUnified;
-  rows.from.device = bases[row_order_[i]].src;
-  rows.to.device = bases[row_order_[i]].dst;
-  rows.row_bytes = rows.from.pitch = rows.to.pitch = row;
-  rows.rows = 1;
-  const auto step = [&](size_t at, auto side) { return bases[row_order_[at]].*side - bases[row_order_[at - 1]].*side; };
-  for (size_t at = i + 1; at < row_order_.size(); ++at, ++rows.rows) {
-    const uint64_t src = step(at, &DevicePair::src), dst = step(at, &DevicePair::dst);
-    if (rows.rows == 1 && std::min(src, dst) >= row && std::max(src, dst) <= max_pitch_ &&
-        (src | dst) % kPitchUnit == 0)
-      rows.from.pitch = src, rows.to.pitch = dst;
-    else if (rows.rows == 1 || src != rows.from.pitch || dst != rows.to.pitch)
-      break;
-  }
-  return rows;
-}
-
-// Of a piece whose runs are all long enough to be shared: the bytes at its beginning that are the kernel's. 0: of
-// others.
-uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                                    uint64_t budget) const noexcept {
-  const RegionPair& pair = copy.pairs[cursor.pair];
-  const uint64_t bytes = std::min(budget, copy.bytes - position(copy, cursor));
-  if (form_of(entry) != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || bytes < 4 * kSharedBytes)
-    return 0;
-  bool longest = true;  // the copy engine alone is as good
-  for (const Run& run : copy.runs) {
-    if (run.count * pair.slot_bytes < kSharedBytes) return 0;
-    longest = longest && run.count * pair.slot_bytes >= kEngineBytes;
-  }
-  if (longest) return 0;
-  uint64_t share = 0;  // whole runs: what is left of one might be too short for the engine
-  for (Cursor at = cursor; share < bytes / 64 * kKernelShare;) {
-    const uint64_t slots = copy.runs[at.run].count - uint64_t{at.slot};
-    share += advance(copy, at, slots * copy.pairs[at.pair].slot_bytes - at.byte);
-  }
-  return share;
-}
-
-// The longest part at the cursor that one kernel or one engine copy can move.
-DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                                           uint64_t budget, uint64_t buffer, uint64_t engine_from) const noexcept {
-  const RegionPair& pair = copy.pairs[cursor.pair];
-  const DevicePair* bases = pairs_of(entry);
-  const uint64_t done_slots = slots_before(entry, cursor);
-  if (form_of(entry) == DeviceForm::kPaged && options_.copy_engine && dense(pair)) {
-    const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
-    if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true};
-  }
-  unsigned log2 = alignment_of(bases[cursor.pair], pair, form_of(entry));
-  uint64_t bytes = (copy.slots - done_slots) * pair.slot_bytes - cursor.byte;
-  // Pairs of one shape go together, while the words of all of them can be counted.
-  const uint64_t per_pair = copy.slots * pair.slot_bytes;
-  for (uint32_t next = cursor.pair + 1; next < entry.pairs && bytes < budget; ++next) {
-    if (!alike(copy.pairs[next], pair) || alignment_of(bases[next], pair, form_of(entry)) != log2) break;
-    bytes += per_pair;
-  }
-  if (form_of(entry) != DeviceForm::kPaged) log2 = std::min(log2, alignment_of(buffer));
-  bytes = std::min(bytes, budget);
-  const uint64_t word = uint64_t{1} << log2;
-  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0, false};
-  if (bytes < word) return {bytes, 0, false};
-  // The kernel counts words from slot 0 of the first pair on.
-  const uint64_t before = (done_slots * pair.slot_bytes + cursor.byte) >> log2;
-  uint64_t words = bytes >> log2;
-  if (before + words > kMaxWords || (per_pair >> log2) > kMaxWords) {
-    const uint64_t in_pair = ((copy.slots - done_slots) * pair.slot_bytes - cursor.byte) >> log2;
-    words = std::min({words, in_pair, kMaxWords / 2});
-  }
-  return {words << log2, log2, false};
-}
-
 // Pieces through a buffer take the streams in turn; a device with one block to spare would have nothing to overlap.
 bool DeviceCopier::beside(const TableRing::Entry& entry) const noexcept {
-  return form_of(entry) != DeviceForm::kPaged && blocks_ > 1 && launched_ % 2 != 0;
+  return entry.buffered() && blocks_ > 1 && launched_ % 2 != 0;
 }
 
 void DeviceCopier::hand_out_tiles(PagedCopyArgs& args, unsigned blocks, bool beside) noexcept {
@@ -339,11 +222,20 @@ Status DeviceCopier::start_kernel(TableRing::Entry& entry, const PagedCopy& copy
   args.per_slot = divisor_of(static_cast<unsigned>(per_slot));
   args.first = static_cast<unsigned>(first);
   args.count = static_cast<unsigned>(count);
-  args.side = entry.form;
+  args.side = static_cast<unsigned>(entry.form);
   constexpr uint64_t kBlockWords = uint64_t{kBlockThreads} * kDepth;
-  const unsigned most = form_of(entry) == DeviceForm::kPaged ? blocks_ : std::clamp(blocks_ / 2, 1u, kBufferBlocks / 2);
+  const unsigned most = entry.form == DeviceForm::kSum ? reading_blocks_
+                        : entry.buffered()             ? std::clamp(blocks_ / 2, 1u, kBufferBlocks / 2)
+                                                       : blocks_;
   const auto blocks = static_cast<unsigned>(std::min<uint64_t>(most, (count + kBlockWords - 1) / kBlockWords));
   hand_out_tiles(args, blocks, part.beside);
+  const bool sum = reports_ && !entry.buffered();
+  if (sum) {
+    args.sum_pair = cursor.pair;
+    args.sum_at = first_slot * pair.slot_bytes;
+    args.report = report_of(launched_ + 1);
+    if (part.whole && entry.form == DeviceForm::kPaged) tell_shares(args, part);
+  }
   write_slots(entry, copy);
   const uint64_t slots_at = first_slot * sizeof(DeviceSlot);
   const uint64_t pairs_at = entry.pairs_at - entry.begin + cursor.pair * sizeof(DevicePair);
@@ -358,21 +250,9 @@ Status DeviceCopier::start_kernel(TableRing::Entry& entry, const PagedCopy& copy
     args.pairs = reinterpret_cast<const DevicePair*>(device_tables_.get() + entry.begin + pairs_at);
   }
   void* parameters[] = {&all};  // args are its beginning
-  const auto result = launch_kernel(inlined ? kernels_.copy_inlined() : kernels_.copy(part.log2_word), blocks,
+  const auto result = launch_kernel(inlined ? kernels_.copy_inlined(sum) : kernels_.copy(part.log2_word, sum), blocks,
                                     (part.beside ? beside_ : stream_).get(), parameters);
   return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuLaunchKernel of pdx_paged_copy");
-}
-
-Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                                  const Part& part) noexcept {
-  const RegionPair& pair = copy.pairs[cursor.pair];
-  const DevicePair* bases = pairs_of(entry) + cursor.pair;
-  const Run& run = copy.runs[cursor.run];
-  const uint64_t src = bases->src + (uint64_t{run.src_slot} + cursor.slot) * pair.src_stride + cursor.byte;
-  const uint64_t dst = bases->dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
-  const shim::CuStream stream = (part.beside ? beside_ : stream_).get();
-  const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
-  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
 }
 
 // What is launched on `stream` from now on begins after what `before` has now.
@@ -399,6 +279,7 @@ Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy
     const uint64_t engine_from = kernel ? UINT64_MAX : share != 0 ? kSharedBytes : kEngineBytes;
     Part part = next_part(entry, copy, cursor, (kernel ? share : budget) - moved, buffer + moved, engine_from);
     part.beside = share != 0 ? part.engine : beside(entry);
+    part.whole = reports_ && moved == 0 && part.bytes == std::min(budget, copy.bytes - position(copy, cursor));
     const Status s =
         part.engine ? start_engine(entry, copy, cursor, part) : start_kernel(entry, copy, cursor, part, buffer + moved);
     if (!s.ok()) return s;
@@ -419,6 +300,10 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
   }
   const Current current(kernels_.context());
   if (current.result() != shim::kCuSuccess) return fail(current.result(), "cuCtxPushCurrent");
+  if (reports_) {
+    std::memset(report_of(launched_ + 1), 0, report_bytes());
+    told_[(launched_ + 1) % told_.size()] = {};
+  }
   uint64_t moved = 0;
   const shim::CuStream stream = (beside(*entry) ? beside_ : stream_).get();
   if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, moved); !s.ok()) return s;
@@ -456,11 +341,45 @@ Status DeviceCopier::done(DeviceTicket ticket, bool& over) noexcept {
   return kOkStatus;
 }
 
+// Of each piece under way.
+size_t DeviceCopier::report_bytes() const noexcept {
+  const size_t warps = size_t{std::max(blocks_, reading_blocks_)} * (kBlockThreads / kWarpThreads);
+  return offsetof(PieceReport, sums) + warps * sizeof(uint64_t);
+}
+
+PieceReport* DeviceCopier::report_of(DeviceTicket ticket) const noexcept {
+  return reinterpret_cast<PieceReport*>(reports_->data() + ticket % events_.size() * report_bytes());
+}
+
+// Of a piece that is one kernel: others are in place when they are over.
+void DeviceCopier::tell_shares(PagedCopyArgs& args, const Part& part) noexcept {
+  args.landing = reinterpret_cast<unsigned long long*>(landing_->get());
+  told_[(launched_ + 1) % told_.size()] = {(args.count + kTileWords - 1) / kTileWords, part.log2_word, part.bytes};
+}
+
+uint64_t DeviceCopier::landed(DeviceTicket ticket) const noexcept {
+  if (!reports_) return 0;
+  const Told& told = told_[ticket % told_.size()];
+  PieceReport& report = *report_of(ticket);
+  uint64_t tiles = 0;
+  for (unsigned share = std::max<unsigned>(std::bit_width(told.tiles), kLastShare);
+       tiles < told.tiles && std::atomic_ref(report.landed[share]).load(std::memory_order_acquire) != 0; --share)
+    tiles += tiles_of_share(told.tiles, share);
+  return std::min(tiles * kTileWords << told.log2_word, told.bytes);
+}
+
+uint64_t DeviceCopier::sum(DeviceTicket ticket) const noexcept {
+  if (!reports_) return 0;
+  const auto* sums = report_of(ticket)->sums;
+  return std::accumulate(sums, sums + (report_bytes() - offsetof(PieceReport, sums)) / sizeof(uint64_t), uint64_t{0});
+}
+
 std::string DeviceCopier::describe() const {
   return std::to_string(blocks_) + " thread blocks" +
-         (options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
-                                     " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
-                               : ", no copy engine");
+         (options_.checksum      ? ", which sum what they read"
+          : options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
+                                       " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
+                                 : ", no copy engine");
 }
 
 }  // namespace pdxfer::pack

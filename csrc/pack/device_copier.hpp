@@ -16,6 +16,8 @@ namespace pdxfer::pack {
 // Measured on NVLink 4 (docs/design/cuda_ipc.md): what more blocks add beyond these is little, and from runs of this
 // size on the copy engine is ahead of the kernel.
 inline constexpr unsigned kDefaultBlocks = 12;
+// A block sums some 30 GB/s: so many keep up with the link, and so many read twice as fast as it.
+inline constexpr unsigned kSummingBlocks = 16, kReadingBlocks = 32;
 // PCIe, to a slot of host memory or from one, is full with these, of which a piece takes half: two overlap.
 inline constexpr unsigned kBufferBlocks = 8;
 inline constexpr uint64_t kEngineBytes = 16 << 20;
@@ -33,6 +35,8 @@ inline constexpr uint64_t kTilesToHandOut = 16;
 
 class DeviceCopier final : public DeviceCopy {
  public:
+  static constexpr uint64_t kMaxWords = (1u << 31) - 1;  // what a kernel counts; see Divisor
+
   // Throws Error(kUnavailable).
   DeviceCopier(int ordinal, const DeviceCopyOptions& options);
   ~DeviceCopier() override;
@@ -43,6 +47,8 @@ class DeviceCopier final : public DeviceCopy {
   Status launch(DeviceTables tables, const PagedCopy& copy, Cursor& cursor, uint64_t budget, uint64_t buffer,
                 DeviceTicket& ticket) noexcept override;
   Status done(DeviceTicket ticket, bool& over) noexcept override;
+  uint64_t sum(DeviceTicket ticket) const noexcept override;
+  uint64_t landed(DeviceTicket ticket) const noexcept override;
   std::string describe() const override;
 
  private:
@@ -51,6 +57,11 @@ class DeviceCopier final : public DeviceCopy {
     unsigned log2_word = 0;
     bool engine = false;
     bool beside = false;  // on the second stream
+    bool whole = false;   // nothing else is of the piece; known where pieces are reported on
+  };
+  struct Told {
+    uint32_t tiles = 0, log2_word = 0;
+    uint64_t bytes = 0;
   };
 
   Status fail(shim::CuResult result, const char* what) noexcept;
@@ -75,11 +86,14 @@ class DeviceCopier final : public DeviceCopy {
   void hand_out_tiles(PagedCopyArgs& args, unsigned blocks, bool beside) noexcept;
   bool beside(const TableRing::Entry& entry) const noexcept;  // where the next piece is launched
   uint64_t slots_before(const TableRing::Entry& entry, const Cursor& cursor) const noexcept;
+  size_t report_bytes() const noexcept;
+  PieceReport* report_of(DeviceTicket ticket) const noexcept;
+  void tell_shares(PagedCopyArgs& args, const Part& part) noexcept;
   const DevicePair* pairs_of(const TableRing::Entry& entry) const noexcept;
 
   const DeviceCopyOptions options_;
   DeviceKernels kernels_;
-  unsigned blocks_ = 0;
+  unsigned blocks_ = 0, reading_blocks_ = 0;
   bool clusters_ = false;
   uint64_t max_pitch_ = 0;
   // beside_ has the copy engine's part of a piece that is shared, and every second piece through a buffer: the end of
@@ -91,12 +105,15 @@ class DeviceCopier final : public DeviceCopy {
   // What the counters will stand at when all that was launched is over; they wrap, as these do. One for each stream, as
   // kernels of one stream follow one another.
   uint32_t tiles_given_[2] = {};
-  sys::CudaMemory tiles_taken_;         // the counters
-  sys::CudaEvent fork_, join_;          // where beside_ parts from stream_, and where stream_ waits for it
-  std::vector<sys::CudaEvent> events_;  // of the latest pieces, by ticket,
-  std::vector<bool> on_beside_;         // and which stream each was recorded on
-  std::vector<uint32_t> row_order_;     // scratch: pairs
-  uint64_t launched_ = 0, done_ = 0;    // tickets
+  sys::CudaMemory tiles_taken_;                 // the counters
+  sys::CudaEvent fork_, join_;                  // where beside_ parts from stream_, and where stream_ waits for it
+  std::vector<sys::CudaEvent> events_;          // of the latest pieces, by ticket,
+  std::vector<bool> on_beside_;                 // and which stream each was recorded on
+  std::unique_ptr<sys::PinnedMemory> reports_;  // with options_.checksum: of the latest pieces,
+  std::vector<Told> told_;                      // and what those are of that tell their shares,
+  std::unique_ptr<sys::CudaMemory> landing_;    // which they count here
+  std::vector<uint32_t> row_order_;             // scratch: pairs
+  uint64_t launched_ = 0, done_ = 0;            // tickets
   Status error_;
 };
 

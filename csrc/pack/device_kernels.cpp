@@ -27,11 +27,17 @@ DeviceKernels::DeviceKernels(int ordinal) : context_(ordinal) {
                                                   (image->ptx ? code.ptx_version : std::to_string(image->arch)) +
                                                   " built by " + code.compiler + " " + code.version;
   shim::cuda_check(api.module_load_data(&module_, image == nullptr ? nullptr : image->data), what.c_str());
-  for (unsigned i = 0; i < std::size(copies_); ++i)
-    shim::cuda_check(
-        api.module_get_function(&copies_[i], module_, ("pdx_paged_copy_" + std::to_string(1u << i)).c_str()),
-        "cuModuleGetFunction");
-  shim::cuda_check(api.module_get_function(&inlined_, module_, "pdx_paged_copy_16_inline"), "cuModuleGetFunction");
+  for (const bool sum : {false, true}) {
+    const std::string suffix = sum ? "_sum" : "";
+    const auto find = [&](const std::string& name) {
+      shim::CuFunction found = nullptr;
+      shim::cuda_check(api.module_get_function(&found, module_, (name + suffix).c_str()), "cuModuleGetFunction");
+      return found;
+    };
+    for (unsigned i = 0; i < std::size(copies_[sum]); ++i)
+      copies_[sum][i] = find("pdx_paged_copy_" + std::to_string(1u << i));
+    inlined_[sum] = find("pdx_paged_copy_16_inline");
+  }
 }
 
 DeviceKernels::~DeviceKernels() {

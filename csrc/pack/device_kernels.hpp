@@ -15,15 +15,15 @@ class DeviceKernels {
   DeviceKernels& operator=(const DeviceKernels&) = delete;
 
   const sys::CudaContext& context() const noexcept { return context_; }
-  // For words of 1, 2, 4, 8 or 16 bytes, given as the power of two.
-  shim::CuFunction copy(unsigned log2_bytes) const noexcept { return copies_[log2_bytes]; }
+  // For words of 1, 2, 4, 8 or 16 bytes, given as the power of two. `sum`: with their checksum.
+  shim::CuFunction copy(unsigned log2_bytes, bool sum) const noexcept { return copies_[sum][log2_bytes]; }
   // For words of 16 bytes, with PagedCopyInlineArgs.
-  shim::CuFunction copy_inlined() const noexcept { return inlined_; }
+  shim::CuFunction copy_inlined(bool sum) const noexcept { return inlined_[sum]; }
 
  private:
   sys::CudaContext context_;
   shim::CuModule module_ = nullptr;
-  shim::CuFunction copies_[5] = {}, inlined_ = nullptr;
+  shim::CuFunction copies_[2][5] = {}, inlined_[2] = {};  // without sums, with them
 };
 
 }  // namespace pdxfer::pack

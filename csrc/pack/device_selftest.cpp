@@ -5,9 +5,11 @@
 #include <chrono>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "core/paged_copy.hpp"
+#include "pack/checksum.hpp"
 #include "pack/device_copier.hpp"
 #include "sys/cuda_memory.hpp"
 
@@ -104,48 +106,87 @@ SelfTestResult selftest(uint64_t seed, uint32_t cases, const Mover& move) {
 
 namespace {
 
+// Word by word, by the definition in checksum.hpp.
+uint64_t checksum_of_source(const PagedCopy& copy, std::span<const std::byte> src) {
+  uint64_t sum = 0, at = 0;
+  uint32_t pair = 0;
+  for (Cursor cursor; !at_end(copy, cursor);) {
+    const Extent e = next_extent(copy, cursor, UINT64_MAX);
+    if (std::exchange(pair, e.pair) != e.pair) at = 0;
+    for (uint64_t i = 0; i < e.bytes;) {
+      uint32_t word = 0;
+      const size_t bytes = at % sizeof word == 0 && e.bytes - i >= sizeof word ? sizeof word : 1;
+      std::memcpy(&word, &src[e.src_offset + i], bytes);
+      sum += checksum_of(pair, at, word);
+      i += bytes;
+      at += bytes;
+    }
+  }
+  return sum;
+}
+
 // A device side of the self-test: one copier, and pieces of random sizes through it.
 class DeviceMover {
  public:
   DeviceMover(int ordinal, uint64_t seed) : ordinal_(ordinal), random_(seed) {}
 
-  // Slots to slots or, in every third case, through a contiguous buffer and back.
+  // Slots to slots or, in every third case, through a contiguous buffer and back. Every other time with checksums: of
+  // what was read, and of what then lies at the destination, in other pieces. Throws Error(kInternal) when one is
+  // wrong.
   void move(const PagedCopy& copy, std::span<const std::byte> src, std::span<std::byte> dst, unsigned blocks) {
     DeviceCopyOptions options;
     options.blocks = blocks;
+    options.checksum = pick(random_, 0, 1) == 0;
     DeviceCopier copier(ordinal_, options);
+    tickets_ = 0;
     const sys::CudaMemory device_src(src), device_dst(dst), buffer(copy.bytes);
     const std::vector<uint64_t> from(copy.pairs.size(), device_src.get()), to(copy.pairs.size(), device_dst.get());
-    const uint64_t piece =
-        pick(random_, 0, 1) == 0 ? UINT64_MAX : pick(random_, copy.bytes / 256 + 1, copy.bytes / 256 + (1 << 16));
+    const auto piece_bytes = [&] {
+      return pick(random_, 0, 1) == 0 ? UINT64_MAX : pick(random_, copy.bytes / 256 + 1, copy.bytes / 256 + (1 << 16));
+    };
+    const uint64_t piece = piece_bytes();
     if (pick(random_, 0, 2) == 0) {
       run(copier, copy, DeviceForm::kGather, from, to, piece, buffer.get());
       run(copier, copy, DeviceForm::kScatter, from, to, piece, buffer.get());
     } else {
-      run(copier, copy, DeviceForm::kPaged, from, to, piece, 0);
+      const uint64_t read = run(copier, copy, DeviceForm::kPaged, from, to, piece, 0);
+      if (options.checksum) {
+        const uint64_t landed = run(copier, copy, DeviceForm::kSum, {}, to, piece_bytes(), 0);
+        if (const uint64_t want = checksum_of_source(copy, src); read != want || landed != want)
+          throw Error(Code::kInternal, "the device's checksum of what it " +
+                                           std::string(read != want ? "copied" : "wrote") + " is wrong, " +
+                                           std::to_string(copy.bytes) + " bytes");
+      }
     }
     device_dst.read(dst);
   }
 
  private:
-  void run(DeviceCopier& copier, const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> from,
-           std::span<const uint64_t> to, uint64_t piece, uint64_t buffer) {
+  // Returns the sum of the pieces' checksums.
+  uint64_t run(DeviceCopier& copier, const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> from,
+               std::span<const uint64_t> to, uint64_t piece, uint64_t buffer) {
     DeviceTables tables = 0;
     check(copier.prepare(copy, form, from, to, tables));
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    DeviceTicket last = 0;
+    DeviceTicket last = tickets_, summed = tickets_;
+    uint64_t sum = 0;
     Cursor cursor;
     bool over = false;
     while (!over) {
       DeviceTicket ticket = 0;
-      if (!at_end(copy, cursor))
+      if (!at_end(copy, cursor) && last - summed < DeviceCopyOptions().pieces)
         check(copier.launch(tables, copy, cursor, piece, buffer + position(copy, cursor), ticket));
       if (ticket != 0) last = ticket;
-      check(copier.done(last, over));
+      for (over = true; over && summed < last;) {
+        check(copier.done(summed + 1, over));
+        if (over) sum += copier.sum(++summed);
+      }
       over = over && at_end(copy, cursor);
       if (std::chrono::steady_clock::now() > deadline) throw Error(Code::kTimeout, "a copy took more than 20 s");
     }
     copier.release(tables);
+    tickets_ = last;
+    return sum;
   }
   static void check(const Status& status) {
     if (!status.ok()) throw Error(status.code, status.to_string(), status.native);
@@ -153,6 +194,7 @@ class DeviceMover {
 
   const int ordinal_;
   std::mt19937_64 random_;
+  DeviceTicket tickets_ = 0;  // of the copier in use
 };
 
 }  // namespace

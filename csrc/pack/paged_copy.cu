@@ -4,6 +4,9 @@
 //
 // Every thread finds the pair and slot of its word by two multiplications and one table entry, so a warp is full
 // whatever the slot size, and nothing is searched. Warps never wait for one another.
+//
+// pdx_paged_copy_N_sum also sums what it read (pack/checksum.hpp), and stores nothing when asked to sum alone.
+#include "pack/checksum.hpp"
 #include "pack/paged_copy_args.hpp"
 
 namespace pdxfer {
@@ -37,6 +40,8 @@ __device__ uint4 load_word<uint4>(u64 address) {
 
 struct Place {
   u64 src, dst;
+  unsigned int pair;  // of the launch
+  u64 in_pair;        // bytes
 };
 
 struct Tables {
@@ -54,62 +59,140 @@ __device__ Place place_of(const PagedCopyArgs& args, const Tables& tables, unsig
   const DevicePair bases = tables.pairs[pair];
   const DeviceSlot slots = tables.slots[slot];
   Place place;
+  place.pair = pair;
+  place.in_pair = (u64)in_pair * sizeof(Word);
   place.src = bases.src + slots.src * args.src_stride + within;
   place.dst = bases.dst + slots.dst * args.dst_stride + within;
   if (args.side == kSideGather) place.dst = args.buffer + (u64)at * sizeof(Word);
   if (args.side == kSideScatter) place.src = args.buffer + (u64)at * sizeof(Word);
+  if (args.side == kSideSum) place.src = place.dst;
   return place;
 }
 
-// kDepth rows of a word per thread: all loads are in flight before the first store waits.
-template <typename Word>
-__device__ void copy_tile(const PagedCopyArgs& args, const Tables& tables, unsigned int tile, unsigned int lane) {
+__device__ u64 word_sum(unsigned int pair, u64 at, unsigned int word) { return checksum_of(pair, at, word); }
+__device__ u64 word_sum(unsigned int pair, u64 at, uint4 word) {
+  return checksum_of(pair, at, word.x, word.y, word.z, word.w);
+}
+__device__ u64 word_sum(unsigned int pair, u64 at, uint2 word) {
+  const bool low = (at & 8) == 0;
+  return checksum_of(pair, at, low ? word.x : 0u, low ? word.y : 0u, low ? 0u : word.x, low ? 0u : word.y);
+}
+
+// kDepth rows of a word per thread: all loads are in flight before the first store waits. Returns their sum.
+template <typename Word, bool kSum>
+__device__ u64 copy_tile(const PagedCopyArgs& args, const Tables& tables, unsigned int tile, unsigned int lane) {
   Word held[kDepth];
-  u64 to[kDepth];
+  Place places[kDepth];
   for (unsigned int k = 0; k < kDepth; ++k) {
     const unsigned int at = tile * kTileWords + k * kWarpThreads + lane;
     if (at >= args.count) continue;
-    const Place place = place_of<Word>(args, tables, at);
-    to[k] = place.dst;
-    held[k] = load_word<Word>(place.src);
+    places[k] = place_of<Word>(args, tables, at);
+    held[k] = load_word<Word>(places[k].src);
   }
-  for (unsigned int k = 0; k < kDepth; ++k)
-    if (tile * kTileWords + k * kWarpThreads + lane < args.count) store_word<Word>(to[k], held[k]);
+  u64 sum = 0;
+  for (unsigned int k = 0; k < kDepth; ++k) {
+    if (tile * kTileWords + k * kWarpThreads + lane >= args.count) continue;
+    if (!kSum || args.side != kSideSum) store_word<Word>(places[k].dst, held[k]);
+    if (kSum) sum += word_sum(args.sum_pair + places[k].pair, args.sum_at + places[k].in_pair, held[k]);
+  }
+  return sum;
+}
+
+// To the warp's word: nobody else's, and no other kernel of the piece runs meanwhile.
+__device__ void add_sum(u64* word, u64 sum, unsigned int lane) {
+#ifdef __CUDA_ARCH__
+  for (unsigned int step = kWarpThreads / 2; step > 0; step /= 2) sum += __shfl_down_sync(0xffffffffu, sum, step);
+  if (lane == 0) *word += sum;
+#else  // whose threads run one after another
+  (void)lane;
+  *word += sum;
+#endif
+}
+
+__device__ unsigned int share_of(unsigned int tiles, unsigned int tile) {
+  const unsigned int bits = 32 - __clz((int)(tiles - tile));
+  return bits > kLastShare ? bits : kLastShare;
+}
+
+__device__ void tell_host(unsigned int* word) {
+#ifdef __CUDA_ARCH__
+  __threadfence_system();
+  *(volatile unsigned int*)word = 1;
+#else
+  __atomic_store_n(word, 1u, __ATOMIC_RELEASE);
+#endif
+}
+
+// This warp is past a share, of which it copied so many tiles. The block's last warp vouches for all of them with one
+// fence of the system, which costs some microseconds; who brings the last tiles of the share tells the host.
+__device__ void leave_share(const PagedCopyArgs& args, unsigned int tiles, unsigned int share, unsigned int copied) {
+  u64* const here = args.landing + (1 + blockIdx.x) * kShares + share;
+  const u64 left = (1ull << 32) + copied;
+  const u64 now = atomicAdd(here, left) + left;
+  if (now >> 32 != blockDim.x / kWarpThreads) return;
+  *here = 0;
+  __threadfence_system();
+  const u64 landed = now & 0xffffffffu;
+  if (atomicAdd(args.landing + share, landed) + landed != tiles_of_share(tiles, share)) return;
+  args.landing[share] = 0;
+  tell_host(args.report->landed + share);
 }
 
 // Multiprocessors do not get equal shares of a link: with equal shares of the work the last would end well after the
 // first. So a warp takes the next tile that nobody has, and asks for it before it copies the one in hand.
-template <typename Word>
+template <typename Word, bool kSum>
 __device__ void copy_words(const PagedCopyArgs& args, const Tables& tables) {
   const unsigned int lane = threadIdx.x % kWarpThreads;
+  const unsigned int warp = (blockIdx.x * blockDim.x + threadIdx.x) / kWarpThreads;
   const unsigned int warps = gridDim.x * blockDim.x / kWarpThreads;
   const unsigned int tiles = (args.count + kTileWords - 1) / kTileWords;
-  unsigned int tile = (blockIdx.x * blockDim.x + threadIdx.x) / kWarpThreads;
-  while (tile < tiles) {
+  u64 sum = 0;
+  const bool tells = kSum && args.landing != nullptr;
+  unsigned int share = share_of(tiles, 0), copied = 0;  // tiles of it
+  // Its last lane tells, for a CPU on which a warp's threads run one after another.
+  const auto go_on = [&](unsigned int to) {
+    __threadfence_block();
+    __syncwarp();
+    for (; share > to; --share, copied = 0)
+      if (lane == kWarpThreads - 1) leave_share(args, tiles, share, copied);
+  };
+  for (unsigned int tile = warp; tile < tiles;) {
     unsigned int next = tile;
     if (args.tiles_taken != nullptr && lane == 0) next = atomicAdd(args.tiles_taken, 1u) - args.taken_before;
-    copy_tile<Word>(args, tables, tile, lane);
+    if (tells && share != share_of(tiles, tile)) go_on(share_of(tiles, tile));
+    sum += copy_tile<Word, kSum>(args, tables, tile, lane);
+    ++copied;
     if (args.tiles_taken != nullptr) next = __shfl_sync(0xffffffffu, next, 0);
     tile = warps + next;
   }
+  if (!kSum) return;
+  add_sum(args.report->sums + warp, sum, lane);
+  if (tells) go_on(kLastShare - 1);
 }
 
 }  // namespace
 }  // namespace pdxfer
 
-#define PDX_KERNEL(name, Word)                                                                                 \
+#define PDX_KERNEL(name, Word, kSum)                                                                           \
   extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads) name(const pdxfer::PagedCopyArgs args) { \
-    pdxfer::copy_words<Word>(args, {args.pairs, args.slots});                                                  \
+    pdxfer::copy_words<Word, kSum>(args, {args.pairs, args.slots});                                            \
   }
-PDX_KERNEL(pdx_paged_copy_16, uint4)
-PDX_KERNEL(pdx_paged_copy_8, uint2)
-PDX_KERNEL(pdx_paged_copy_4, unsigned int)
-PDX_KERNEL(pdx_paged_copy_2, unsigned short)
-PDX_KERNEL(pdx_paged_copy_1, unsigned char)
+#define PDX_KERNELS(bytes, Word)                  \
+  PDX_KERNEL(pdx_paged_copy_##bytes, Word, false) \
+  PDX_KERNEL(pdx_paged_copy_##bytes##_sum, Word, true)
+PDX_KERNELS(16, uint4)
+PDX_KERNELS(8, uint2)
+PDX_KERNELS(4, unsigned int)
+PDX_KERNELS(2, unsigned short)
+PDX_KERNELS(1, unsigned char)
 
 // The commonest words, with the tables among the kernel's parameters.
-extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads)
-    pdx_paged_copy_16_inline(const __grid_constant__ pdxfer::PagedCopyInlineArgs all) {
-  pdxfer::copy_words<uint4>(all.args, {reinterpret_cast<const pdxfer::DevicePair*>(all.tables + all.pairs_at),
-                                       reinterpret_cast<const pdxfer::DeviceSlot*>(all.tables + all.slots_at)});
-}
+#define PDX_INLINE_KERNEL(name, kSum)                                                                          \
+  extern "C" __global__ void __launch_bounds__(pdxfer::kBlockThreads)                                          \
+      name(const __grid_constant__ pdxfer::PagedCopyInlineArgs all) {                                          \
+    pdxfer::copy_words<uint4, kSum>(all.args,                                                                  \
+                                    {reinterpret_cast<const pdxfer::DevicePair*>(all.tables + all.pairs_at),   \
+                                     reinterpret_cast<const pdxfer::DeviceSlot*>(all.tables + all.slots_at)}); \
+  }
+PDX_INLINE_KERNEL(pdx_paged_copy_16_inline, false)
+PDX_INLINE_KERNEL(pdx_paged_copy_16_inline_sum, true)

@@ -1,7 +1,9 @@
 // The factorised copy as the device kernels take it: plain structs, the same bytes for the host compiler and for every
-// CUDA compiler. Filled by pack/device_copier.cpp, read by pack/paged_copy.cu. Includes nothing: NVRTC has no standard
-// headers.
+// CUDA compiler. Filled by pack/device_copier.cpp, read by pack/paged_copy.cu. Includes no standard header: NVRTC has
+// none.
 #pragma once
+
+#include "pack/checksum.hpp"
 
 namespace pdxfer {
 
@@ -29,8 +31,20 @@ constexpr Divisor divisor_of(unsigned int d) {
 }
 #endif
 
-// What the contiguous buffer stands for; see DeviceForm.
-constexpr unsigned int kSidePaged = 0, kSideGather = 1, kSideScatter = 2;
+// DeviceForm.
+constexpr unsigned int kSidePaged = 0, kSideGather = 1, kSideScatter = 2, kSideSum = 3;
+
+// What kernels that sum tell of a piece, in pinned host memory, zero before. Its tiles have shares: half of what is
+// left, each, and from kLastShare on the rest. Share b has the tiles from which on b bits count those that are left.
+constexpr unsigned int kShares = 33, kLastShare = 12;
+struct PieceReport {
+  unsigned int landed[kShares + 1];  // 1: the share is in place
+  unsigned long long sums[1];        // as many as the piece has warps: each adds what it read
+};
+PDX_HOST_DEVICE inline unsigned int tiles_of_share(unsigned int tiles, unsigned int share) {
+  const unsigned int end = share < 32 ? (1u << share) - 1 : ~0u;  // most that may be left
+  return (tiles < end ? tiles : end) - (share > kLastShare ? (1u << (share - 1)) - 1 : 0);
+}
 
 // A kernel's one argument: `count` words from word `first` on, counted through all slots of the first pair, then of the
 // next, and so on. Every pair of a launch has the same strides and slot size.
@@ -42,10 +56,16 @@ struct PagedCopyArgs {
   Divisor per_pair, per_slot;  // words
   unsigned int first, count;   // first + count < 2^31
   unsigned int side;           // kSidePaged, ...
+  unsigned int sum_pair;       // of kernels that sum: the number of the first pair in its copy,
+  unsigned long long sum_at;   // how far into its pair the words are counted from,
+  PieceReport* report;         // and where they say what they have done
   // Tiles beyond the first of each warp are handed out by counting up `*tiles_taken`, which stands at taken_before when
   // the kernel begins and has grown by the number of tiles when it ends. Null: every warp strides through its own.
   unsigned int taken_before;
   unsigned int* tiles_taken;
+  // Tiles of each share that are in place, counted in device memory, zero before and after: kShares words for all, then
+  // as many for each block, with the warps that are past the share in the upper half. Null: shares are not told.
+  unsigned long long* landing;
 };
 
 // Tables that are small enough travel with the launch, which saves the upload of their own.
@@ -61,8 +81,8 @@ constexpr unsigned int kWarpThreads = 32;
 constexpr unsigned int kDepth = 4;  // words a thread loads before it stores the first
 constexpr unsigned int kTileWords = kDepth * kWarpThreads;
 
-static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 88 &&
-                  sizeof(PagedCopyInlineArgs) == 4064,  // of the 4096 that a kernel's parameters may have
+static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 120 &&
+                  sizeof(PagedCopyInlineArgs) == 4096,  // which is what a kernel's parameters may have
               "host and device compilers must lay these out alike");
 
 }  // namespace pdxfer

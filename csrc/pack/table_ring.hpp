@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/device_copy.hpp"
+
 namespace pdxfer::pack {
 
 class TableRing {
@@ -21,7 +23,8 @@ class TableRing {
     uint32_t pairs = 0, slots = 0;
     uint64_t pairs_at = 0, firsts_at = 0;    // in the ring, as is `begin`, where the slots are
     bool written = false, uploaded = false;  // the slots; slots and pairs
-    uint8_t form = 0;
+    DeviceForm form = DeviceForm::kPaged;
+    bool buffered() const noexcept { return form == DeviceForm::kGather || form == DeviceForm::kScatter; }
   };
 
   TableRing(uint64_t bytes, size_t entries) : bytes_(bytes / kAlign * kAlign), entries_(entries) {}

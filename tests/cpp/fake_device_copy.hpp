@@ -87,6 +87,8 @@ class FakeDeviceCopy final : public DeviceCopy {
     over = finished_.load(std::memory_order_acquire) >= ticket;
     return !over && failed_.load(std::memory_order_acquire) ? kFailed : kOkStatus;
   }
+  uint64_t sum(DeviceTicket) const noexcept override { return 0; }
+  uint64_t landed(DeviceTicket) const noexcept override { return 0; }
   std::string describe() const override { return "a thread"; }
 
   static constexpr Status kFailed{Code::kInternal, 700, "cuEventQuery"};

@@ -25,6 +25,8 @@ TEST_CASE("registering memory tries a GPU once and keeps nothing of it") {
       return inner->launch(tables, copy, cursor, budget, buffer, ticket);
     }
     pdxfer::Status done(pdxfer::DeviceTicket ticket, bool& over) noexcept override { return inner->done(ticket, over); }
+    uint64_t sum(pdxfer::DeviceTicket ticket) const noexcept override { return inner->sum(ticket); }
+    uint64_t landed(pdxfer::DeviceTicket ticket) const noexcept override { return inner->landed(ticket); }
     std::string describe() const override { return inner->describe(); }
     std::unique_ptr<pdxfer::DeviceCopy> inner;
     int& alive;

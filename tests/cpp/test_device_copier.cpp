@@ -335,4 +335,40 @@ TEST_CASE("a device error is final, and names the call") {
   }
 }
 
+TEST_CASE("a piece with a checksum tells what of it is in place, in order, and all of it in the end") {
+  fake_cuda::install();
+  constexpr uint32_t kPages = 24 << 10;  // of 1 KiB: half, a quarter, and the rest
+  const PagedCopy copy = pages(1024, kPages);
+  Buffers memory(kPages << 10);
+  DeviceCopyOptions options;
+  options.checksum = true;
+  DeviceCopier copier(0, options);
+  const uint64_t src = reinterpret_cast<uint64_t>(memory.src), dst = reinterpret_cast<uint64_t>(memory.dst);
+  DeviceTables tables = 0;
+  REQUIRE(copier.prepare(copy, DeviceForm::kPaged, {&src, 1}, {&dst, 1}, tables).ok());
+  for (int round = 0; round < 3; ++round) {  // whose counters begin at zero again
+    std::memset(memory.dst, 0, copy.bytes);
+    DeviceTicket ticket = 0;
+    Cursor cursor;
+    REQUIRE(copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket).ok());
+    uint64_t landed = 0;
+    bool over = false;
+    for (int i = 0; i < 1000000 && !over; ++i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      const uint64_t now = copier.landed(ticket);
+      CHECK(now >= landed);
+      for (Cursor at; landed < now;) {  // what was told is there: the last page of it
+        advance(copy, at, now - 1024);
+        const Extent e = next_extent(copy, at, 1024);
+        CHECK(std::memcmp(memory.dst + e.dst_offset, memory.src + e.src_offset, 1024) == 0);
+        landed = now;
+      }
+      REQUIRE(copier.done(ticket, over).ok());
+    }
+    REQUIRE(over);
+    CHECK(copier.landed(ticket) == copy.bytes);
+  }
+  copier.release(tables);
+}
+
 }  // namespace pdxfer::pack

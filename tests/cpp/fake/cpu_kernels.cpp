@@ -19,11 +19,18 @@ struct __attribute__((may_alias, aligned(8))) uint2 {
 thread_local std::vector<unsigned> warp_values;  // in the order the warp's first thread gave them
 thread_local size_t values_taken = 0;
 
-unsigned atomicAdd(unsigned* at, unsigned by) { return __atomic_fetch_add(at, by, __ATOMIC_RELAXED); }
+template <typename Word>
+Word atomicAdd(Word* at, Word by) {
+  return __atomic_fetch_add(at, by, __ATOMIC_RELAXED);
+}
 unsigned __shfl_sync(unsigned, unsigned value, int) {
   if (threadIdx.x % 32 == 0) return warp_values.push_back(value), value;
   return warp_values.at(values_taken++);
 }
+int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value)); }
+void __threadfence_block() {}
+void __threadfence_system() {}
+void __syncwarp() {}
 }  // namespace
 #define __device__ static inline
 #define __global__
@@ -66,14 +73,20 @@ std::function<void()> launch_of(const Kernel& kernel, unsigned blocks, const voi
   return [=, args = *static_cast<const pdxfer::PagedCopyArgs*>(parameter)] { run(kernel.plain, blocks, args); };
 }
 
+#define PDX_NAMED(name)                    \
+  {#name, {&name, nullptr}}, {             \
+    #name "_sum", { &name##_sum, nullptr } \
+  }
+
 const Kernel* find_kernel(const std::string& name) {
   static const std::map<std::string, Kernel> kernels = {
-      {"pdx_paged_copy_16", {&pdx_paged_copy_16, nullptr}},
-      {"pdx_paged_copy_8", {&pdx_paged_copy_8, nullptr}},
-      {"pdx_paged_copy_4", {&pdx_paged_copy_4, nullptr}},
-      {"pdx_paged_copy_2", {&pdx_paged_copy_2, nullptr}},
-      {"pdx_paged_copy_1", {&pdx_paged_copy_1, nullptr}},
-      {"pdx_paged_copy_16_inline", {nullptr, &pdx_paged_copy_16_inline}}};
+      PDX_NAMED(pdx_paged_copy_16),
+      PDX_NAMED(pdx_paged_copy_8),
+      PDX_NAMED(pdx_paged_copy_4),
+      PDX_NAMED(pdx_paged_copy_2),
+      PDX_NAMED(pdx_paged_copy_1),
+      {"pdx_paged_copy_16_inline", {nullptr, &pdx_paged_copy_16_inline}},
+      {"pdx_paged_copy_16_inline_sum", {nullptr, &pdx_paged_copy_16_inline_sum}}};
   const auto found = kernels.find(name);
   return found == kernels.end() ? nullptr : &found->second;
 }

@@ -1,6 +1,6 @@
 // DeviceCopier alone, in one process that sees two GPUs: rates by thread blocks, and what a single transfer takes with
-// its tables, launch and event, after a pause when one is given. `copy_rates [PART OF A ROW'S NAME [PAUSE IN US]]`.
-// Built by tests/gpu/native/build.sh; a line per row.
+// its tables, launch and event, after a pause when one is given; with checksums too, and reading alone. `copy_rates
+// [PART OF A ROW'S NAME [PAUSE IN US]]`. Built by tests/gpu/native/build.sh; a line per row.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -63,11 +63,13 @@ struct Ends {
   const sys::CudaMemory& dst;
 };
 
-// `times` launches of the whole copy and the wait for the last.
-void move(pack::DeviceCopier& copier, const PagedCopy& copy, const Ends& ends, int times) {
-  const std::vector<uint64_t> src(copy.pairs.size(), ends.src.get()), dst(copy.pairs.size(), ends.dst.get());
+// `times` launches of the whole copy and the wait for the last. kSum reads what is here.
+void move(pack::DeviceCopier& copier, const PagedCopy& copy, const Ends& ends, int times,
+          DeviceForm form = DeviceForm::kPaged) {
+  const std::vector<uint64_t> src(copy.pairs.size(), ends.src.get());
+  const std::vector<uint64_t> dst(copy.pairs.size(), (form == DeviceForm::kSum ? ends.src : ends.dst).get());
   DeviceTables tables = 0;
-  must(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables));
+  must(copier.prepare(copy, form, src, dst, tables));
   DeviceTicket ticket = 0;
   for (int i = 0; i < times; ++i) {
     Cursor cursor;
@@ -75,6 +77,14 @@ void move(pack::DeviceCopier& copier, const PagedCopy& copy, const Ends& ends, i
   }
   for (bool over = false; !over;) must(copier.done(ticket, over));
   copier.release(tables);
+}
+
+// GB/s of the whole copy, launches back to back.
+double rate_of(pack::DeviceCopier& copier, const PagedCopy& copy, const Ends& ends, DeviceForm form) {
+  move(copier, copy, ends, 2, form);
+  const double one = microseconds([&] { move(copier, copy, ends, 1, form); });
+  const double five = microseconds([&] { move(copier, copy, ends, 5, form); });
+  return static_cast<double>(copy.bytes) / (five - one) * 4 / 1e3;
 }
 
 // Medians of a single transfer's parts, in us: the tables, the launch, and from there until its event was seen.
@@ -129,13 +139,15 @@ void rates(const Ends& ends, const std::string& only, std::chrono::microseconds 
       DeviceCopyOptions options;
       options.blocks = blocks;
       pack::DeviceCopier copier(0, options);
-      move(copier, copy, ends, 2);
+      options.checksum = true;
+      pack::DeviceCopier summing(0, options);
+      const double alone = rate_of(copier, copy, ends, DeviceForm::kPaged);
       const double one = microseconds([&] { move(copier, copy, ends, 1); });
-      const double five = microseconds([&] { move(copier, copy, ends, 5); });
-      const double alone = (five - one) / 4;
-      std::printf("rate %-18s blocks %2u: alone %7.1f us %6.1f GB/s, whole %7.1f us; tables, launch, wait%s us\n",
-                  s.name, blocks, alone, static_cast<double>(copy.bytes) / alone / 1e3, one,
-                  parts_of(copier, copy, ends, pause).c_str());
+      std::printf(
+          "rate %-18s blocks %2u: alone %6.1f GB/s, with checksum %6.1f, checksum alone %7.1f; whole %7.1f us; "
+          "tables, launch, wait%s us\n",
+          s.name, blocks, alone, rate_of(summing, copy, ends, DeviceForm::kPaged),
+          rate_of(summing, copy, ends, DeviceForm::kSum), one, parts_of(copier, copy, ends, pause).c_str());
     }
   }
 }

@@ -11,7 +11,7 @@ namespace {
 
 // Created once with the module and kept for the life of the process, as Python keeps its own.
 struct Classes {
-  PyObject* by_code[7] = {};
+  PyObject* by_code[8] = {};
 };
 Classes g_classes;
 
@@ -51,6 +51,9 @@ void bind_errors(py::module_& m) {
       make(m, "CancelledError", root, nullptr, "The batch was cancelled; nothing of it lands any more.");
   by[static_cast<int>(Code::kInternal)] =
       make(m, "InternalError", root, PyExc_RuntimeError, "A bug of pdxfer: please report it.");
+  by[static_cast<int>(Code::kCorrupt)] =
+      make(m, "CorruptionError", root, PyExc_RuntimeError,
+           "What landed is not what was sent (`cuda` option `checksum`): nothing of the batch may be used.");
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);

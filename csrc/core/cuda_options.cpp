@@ -6,7 +6,7 @@
 namespace pdxfer {
 namespace {
 
-constexpr OptionKind kCuda{"cuda", "sm_budget, path or copy_engine, as in sm_budget=16,path=auto"};
+constexpr OptionKind kCuda{"cuda", "sm_budget, path, copy_engine or checksum, as in sm_budget=16,path=auto"};
 
 void set_option(CudaOptions& options, std::string_view name, std::string_view value) {
   using Path = CudaOptions::Path;
@@ -18,6 +18,9 @@ void set_option(CudaOptions& options, std::string_view name, std::string_view va
   } else if (name == "copy_engine") {
     if (value != "auto" && value != "off") kCuda.reject(name, value, "one of auto, off");
     options.copy_engine = value == "auto";
+  } else if (name == "checksum") {
+    if (value != "on" && value != "off") kCuda.reject(name, value, "one of on, off");
+    options.checksum = value == "on";
   } else {
     kCuda.reject_unknown(name);
   }

@@ -21,6 +21,8 @@ const char* code_name(Code code) noexcept {
       return "cancelled";
     case Code::kInternal:
       return "internal error";
+    case Code::kCorrupt:
+      return "corrupted";
   }
   return "unknown code";
 }

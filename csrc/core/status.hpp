@@ -20,6 +20,7 @@ enum class Code : int32_t {
   kTimeout = 4,      // a bounded wait ran out
   kCancelled = 5,    // cancel() got there first; nothing of the batch lands after this
   kInternal = 6,     // a bug of ours: please report
+  kCorrupt = 7,      // what landed is not what was sent: nothing of the batch may be used
 };
 
 // "invalid", "peer lost", ...: a static string, safe to hold for ever.

@@ -12,6 +12,7 @@ from pdxfer.config import Config
 from pdxfer.engine import Engine
 from pdxfer.errors import (
     CancelledError,
+    CorruptionError,
     InternalError,
     InvalidError,
     PdxferError,
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "CancelledError",
     "Config",
+    "CorruptionError",
     "Engine",
     "InternalError",
     "InvalidError",

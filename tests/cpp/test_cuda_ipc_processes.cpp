@@ -23,6 +23,26 @@ TEST_CASE("memory of another process, by handle and by pieces, and no mapping le
   CHECK(fake_cuda::mappings() == 0);
 }
 
+TEST_CASE("checksums that only the sender asked for are verified") {
+  Receiver receiver;
+  fake_cuda::install();
+  Sender sender(receiver, config("checksum=on"));
+  CHECK(sender.said("which sum what they read"));
+  for (const uint64_t tag : {1, 2}) {
+    const Status status = sender.move(tag == 1 ? receiver.board->plain : receiver.board->pieces, 1024, tag);
+    CHECK_MESSAGE(status.ok(), status.to_string());
+  }
+  CHECK(receiver.wrong() == 0);
+}
+
+TEST_CASE("what is staged has no checksum, and explain() says so") {
+  Receiver receiver;
+  fake_cuda::install();
+  Sender sender(receiver, config("checksum=on,path=staging"));
+  CHECK(sender.move(receiver.board->plain, 1024, 1).ok());
+  CHECK(sender.said("no checksums of what is not mapped"));
+}
+
 TEST_CASE("a killed receiver is a lost peer within a second") {
   Receiver receiver;
   fake_cuda::install();

@@ -45,3 +45,10 @@ def test_both_directions_and_small_transfers(tmp_path: Path) -> None:
     studied = [row for row in found if row.get("study")]
     assert {row["study"] for row in studied} == {"latency", "duplex"}
     assert all(row["verified"] for row in studied)
+
+
+def test_checksums_of_what_is_moved_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDXFER_CUDA", "checksum=on")
+    for shape in (["--pattern", "random,contiguous,busy-decode"], ["--tp", "4:1", "--page-size", "16"], ["--raw", "1000"]):
+        found = rows(tmp_path, "--tokens", "512", *shape)
+        assert all(row["verified"] and "sum what they read" in row["path"] for row in found)

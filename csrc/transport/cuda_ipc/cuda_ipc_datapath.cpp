@@ -22,7 +22,61 @@ bool CudaLink::over(DeviceTicket ticket) {
     return true;
   }
   if (is_over) done_ = std::max(done_, ticket);
+  if (is_over) tell_landed();
   return is_over;
+}
+
+// Where a copy goes, for the receiver to check it by: after its first launch, while its bytes are on their way.
+void CudaLink::announce(BatchId id, const PagedCopy& copy, uint32_t copy_index) {
+  Header part;
+  part.type = Type::kPlan;
+  part.batch = id;
+  part.region = copy_index;
+  part.tag = copy.pairs.size() | copy.runs.size() << 32;
+  const Bytes wire = encode_destination(copy);
+  for (size_t at = 0; lost_.ok() && at < wire.size(); at += kPlanPart) {
+    const ByteView body = ByteView(wire).subspan(at, std::min(kPlanPart, wire.size() - at));
+    if (const Status s = outbox_.post(part, body); !s.ok()) lose(s);
+  }
+}
+
+// Tells the receiver, which reads it meanwhile, what is in place, and adds up the pieces that are over.
+void CudaLink::tell_landed() {
+  for (; !summed_.empty() && copier_ && lost_.ok(); summed_.pop_front()) {
+    Summed& piece = summed_.front();
+    const bool is_over = piece.ticket <= done_;
+    const auto found = batches_.find(piece.batch);
+    if (found != batches_.end() && !found->second.failing && !found->second.over) {
+      // Of a batch's last piece kSum says the rest.
+      const bool rest = is_over && piece.ticket != found->second.last;
+      const uint64_t landed = rest ? piece.bytes : copier_->landed(piece.ticket);
+      Header header;
+      header.type = Type::kLanded;
+      header.batch = piece.batch;
+      header.region = piece.copy;
+      header.tag = landed - std::exchange(piece.told, landed);
+      if (header.tag != 0) post(header);
+      if (!lost_.ok()) return;  // and nothing of the batch matters any more
+      if (is_over) found->second.sum += weighted(piece.copy, copier_->sum(piece.ticket));
+    }
+    if (!is_over) return;
+  }
+}
+
+// Pieces that are over at this end, and checks that are at the other.
+void CudaLink::settle_sums() {
+  if (!summed_.empty()) (void)over(summed_.front().ticket);
+  tell_landed();
+  if (!verifier_) return;
+  for (Verifier::Verdict& verdict : verifier_->settle()) {
+    if (verdict.end.tagged) {
+      Completion arrived = local::arrival(peer_, verdict.end, verdict.tail);
+      arrived.status = verdict.status;
+      if (!verdict.status.ok()) arrived.tail.clear();
+      complete(std::move(arrived));
+    }
+    acknowledge(verdict.end.batch, verdict.status, verdict.end.tagged != 0);
+  }
 }
 
 // The last word on a batch. None of its pieces is running.
@@ -30,6 +84,12 @@ void CudaLink::finish(BatchId id, Batch& batch, Status status) {
   if (batch.over) return;
   batch.over = true;
   batch.status = status;
+  if (batch.announced && !batch.ended) {
+    Header give_up;
+    give_up.type = Type::kGiveUp;
+    give_up.batch = id;
+    post(give_up);
+  }
   for (Prepared& prepared : batch.copies)
     if (prepared.tables != 0 && copier_) copier_->release(prepared.tables);
   batch.copies.clear();
@@ -104,6 +164,7 @@ size_t CudaLink::take(std::span<Completion> out) {
     (void)over(launched_);
     settle_revoked();
   }
+  settle_sums();
   settle_batches();
   size_t n = 0;
   for (; n < out.size() && !ready_.empty(); ready_.pop_front()) {
@@ -232,7 +293,9 @@ Status CudaLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_inde
     batch.timed_bytes = plan.bytes();
   }
   DeviceTicket ticket = 0;
-  const Status status = copier_->launch(batch.copies[copy_index].tables, plan.copies[copy_index], cursor,
+  const PagedCopy& copy = plan.copies[copy_index];
+  const Cursor before = cursor;
+  const Status status = copier_->launch(batch.copies[copy_index].tables, copy, cursor,
                                         core_->context.limits.device_chunk_bytes, 0, ticket);
   if (!status.ok()) {
     device_failed(status);
@@ -246,6 +309,11 @@ Status CudaLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_inde
     begin.type = Type::kBegin;
     begin.batch = id;
     post(begin);
+  }
+  if (core_->options.checksum) {
+    summed_.push_back({ticket, id, copy_index, bytes_between(copy, before, cursor)});
+    batch.announced = true;
+    if (before == Cursor{}) announce(id, copy, copy_index);
   }
   return kOkStatus;
 }
@@ -273,6 +341,13 @@ bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   if (batch.failing) return true;  // what over() found
   if (const uint64_t bytes = std::exchange(batch.timed_bytes, 0); bytes != 0 && batch.staged == Half::kUnused)
     gbps_ = static_cast<double>(bytes) / static_cast<double>((Clock::now() - batch.launched).count());
+  if (batch.announced && !std::exchange(batch.summed, true)) {
+    Header sum;
+    sum.type = Type::kSum;
+    sum.batch = id;
+    sum.tag = batch.sum;
+    post(sum);
+  }
   const int error = outbox_.offer(local::end_of(Type::kEnd, id, tag), tail);
   if (error == EAGAIN) return false;  // the poll thread wakes the worker when there is room
   if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"}), true;

@@ -14,18 +14,24 @@ namespace {
 
 constexpr size_t kPiecesPerMessage = 64;  // descriptors
 
+Status status_of(const Header& ack) noexcept {
+  if (ack.code == static_cast<int32_t>(Code::kCorrupt)) return kCorrupted;
+  const bool known = ack.code >= 0 && ack.code < static_cast<int32_t>(Code::kCorrupt);
+  return {known ? static_cast<Code>(ack.code) : Code::kInternal, ack.native, "the receiving end"};
+}
+
 }  // namespace
 
 CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub)
     : core_(std::move(core)), peer_(peer), connection_(std::move(connection)), outbox_(connection_.socket.get()) {
   inbox_.resize(sizeof(Header) + std::max<uint64_t>(core_->context.limits.max_tail_bytes, 1 << 16));
-  int ordinal = kHost;
   {
     const std::lock_guard lock(core_->regions_mutex);
     device_ = core_->device;
-    ordinal = core_->ordinal;
+    ordinal_ = core_->ordinal;
   }
-  copier_ = core_->context.device_copy(ordinal, {});
+  copier_ = core_->context.device_copy(ordinal_, {.checksum = core_->options.checksum});
+  if (core_->options.checksum) make_verifier();  // no batch waits for it
   way_ = copier_->describe();
   channel_ = connection_.channel.get();
   std::vector<std::unique_ptr<stream::Channel>> channels;
@@ -41,11 +47,14 @@ void CudaLink::start(std::shared_ptr<CudaLink> self) {
 void CudaLink::stop() noexcept {
   core_->links.remove(number_, connection_.socket.get(), connection_.process.get());
   std::unique_ptr<DeviceCopy> copier;
+  std::unique_ptr<Verifier> verifier;
   {
     const std::lock_guard lock(mutex_);
     copier = std::move(copier_);
+    verifier = std::move(verifier_);
   }
   copier.reset();  // before the mappings that its pieces write to
+  verifier.reset();
   std::unique_ptr<transport::Peer> staged;
   {
     const std::lock_guard lock(mutex_);
@@ -69,6 +78,8 @@ void CudaLink::lose(Status why) {
   if (channel_ != nullptr) channel_->shutdown();  // the staged half then ends its batches itself
   for (auto& [id, batch] : batches_) fail(id, batch, lost_);
   outbox_.clear();
+  summed_.clear();
+  if (verifier_) verifier_->drop_all();
   asked_back_.clear();
   changed_.notify_all();
   core_->wake();
@@ -154,9 +165,14 @@ void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::Uniq
     case Type::kAck: {
       const auto found = batches_.find(header.batch);
       if (found != batches_.end() && found->second.ended && !found->second.over)
-        finish(header.batch, found->second, {static_cast<Code>(header.code), header.native, "the receiving end"});
+        finish(header.batch, found->second, status_of(header));
       return;
     }
+    case Type::kPlan:
+    case Type::kLanded:
+    case Type::kSum:
+    case Type::kGiveUp:
+      return handle_checked(header, body);
     default:
       return lose({Code::kPeerLost, 0, "message of an unknown kind"});
   }
@@ -164,14 +180,49 @@ void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::Uniq
 
 void CudaLink::handle_end(const Header& header, ByteView tail) {
   hot_until_ = Clock::now() + kHotTime;
+  if (verifier_ && verifier_->holds(header.batch)) {
+    verifier_->end(header, tail);
+    return wake_worker();  // which polls the checks that are under way
+  }
   if (header.tagged) complete(local::arrival(peer_, header, tail));
+  acknowledge(header.batch, kOkStatus, header.tagged != 0);
+}
+
+void CudaLink::acknowledge(BatchId batch, Status status, bool arrived) {
   Header ack;
   ack.type = Type::kAck;
-  ack.batch = header.batch;
-  if (taking_ && header.tagged)
+  ack.batch = batch;
+  ack.code = static_cast<int32_t>(status.code);
+  ack.native = status.native;
+  if (taking_ && arrived)
     keep(ack);  // the worker hands the arrival on first, and comes again at once
   else
     post(ack);
+}
+
+void CudaLink::make_verifier() {
+  verifier_ = std::make_unique<Verifier>(*core_, core_->context.device_copy(ordinal_, {.checksum = true}));
+}
+
+// What says how a batch with a checksum is to be checked.
+void CudaLink::handle_checked(const Header& header, ByteView body) {
+  if (!verifier_) {
+    if (header.type != Type::kPlan) return lose({Code::kPeerLost, 0, "malformed message: no plan came before"});
+    try {
+      make_verifier();
+    } catch (const Error& error) {
+      log(LogLevel::kError, "cuda_ipc: peer " + std::to_string(peer_) + " sends checksums: " + error.what());
+      return lose({Code::kPeerLost, 0, "this end cannot verify checksums; its log says why"});
+    }
+  }
+  Status status;
+  if (header.type == Type::kPlan) status = verifier_->plan(header, body);
+  if (header.type == Type::kLanded) status = verifier_->landed(header);
+  if (header.type == Type::kSum) status = verifier_->sum(header);
+  if (header.type == Type::kGiveUp) verifier_->give_up(header.batch);
+  if (!status.ok()) return lose(status);
+  hot_until_ = Clock::now() + kHotTime;
+  if (header.type != Type::kPlan) wake_worker();
 }
 
 // --- regions
@@ -316,8 +367,8 @@ void CudaLink::wait_back(RegionId region, Deadline deadline) {
 
 void CudaLink::wait_for_pieces(Deadline deadline) {
   std::unique_lock lock(mutex_);
-  const DeviceTicket until = launched_;
-  while (copier_ && !over(until)) {
+  const DeviceTicket until = launched_, read_until = verifier_ ? verifier_->launched() : 0;
+  while ((copier_ && !over(until)) || (verifier_ && !verifier_->over(read_until))) {
     lock.unlock();
     std::this_thread::sleep_for(std::chrono::microseconds(50));
     lock.lock();
@@ -350,6 +401,7 @@ std::string CudaLink::describe() const {
   };
   std::string text = "mapped: " + count(mapped) + ", by " + way_;
   if (gbps_ > 0) text += ", at " + std::to_string(std::lround(gbps_)) + " GB/s when last measured";
+  if (core_->options.checksum && staged.regions + host.regions > 0) text += "; no checksums of what is not mapped";
   if (staged.regions > 0)
     text += "; staged through pinned host memory: " + count(staged) +
             ", at the rate of PCIe (not mapped: " + staged.reason + ")";

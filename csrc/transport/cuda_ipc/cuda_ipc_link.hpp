@@ -17,6 +17,7 @@
 #include "core/cuda_options.hpp"
 #include "transport/cuda_ipc/cuda_ipc_handshake.hpp"
 #include "transport/cuda_ipc/cuda_ipc_memory.hpp"
+#include "transport/cuda_ipc/cuda_ipc_verifier.hpp"
 #include "transport/local/links.hpp"
 #include "transport/stream/stream_hub.hpp"
 
@@ -88,6 +89,12 @@ class CudaLink {
     Status refused;
   };
   enum class Route : uint8_t { kUndecided, kMapped, kStaged };  // of a copy of a batch
+  struct Summed {                                               // a piece under way of a batch with a checksum
+    DeviceTicket ticket = 0;
+    BatchId batch = 0;
+    uint32_t copy = 0;
+    uint64_t bytes = 0, told = 0;  // told: that they are in place
+  };
   enum class Half : uint8_t { kUnused, kOpen, kEnded, kOver };  // the staged half's part of a batch
   struct Prepared {  // one copy of a batch, for one state of the region tables
     uint64_t local_generation = 0, import_generation = 0;
@@ -104,6 +111,9 @@ class CudaLink {
     Status status;
     DeviceTicket last = 0;  // its latest piece
     std::vector<Prepared> copies;
+    bool announced = false;      // the receiver knows of it by kPlan,
+    bool summed = false;         // and has its checksum by kSum
+    uint64_t sum = 0;            // of what is over of it
     Clock::time_point launched;  // its first piece, when it is to be timed
     uint64_t timed_bytes = 0;    // of all of it, then
   };
@@ -119,16 +129,24 @@ class CudaLink {
   void settle_batches();
   void finish(BatchId id, Batch& batch, Status status);
   bool over(DeviceTicket ticket);
+  void announce(BatchId id, const PagedCopy& copy, uint32_t copy_index);
+  void tell_landed();
+  void settle_sums();
+  void make_verifier();
+  void handle_checked(const Header& header, ByteView body);
   void complete(Completion completion);
   void keep(const Header& header);  // sent by the next take(), or whoever flushes before
   void wake_worker() const {
     if (!taking_) core_->wake();
   }
-  bool busy(Clock::time_point now) const { return launched_ != done_ || now < hot_until_; }
+  bool busy(Clock::time_point now) const {
+    return launched_ != done_ || now < hot_until_ || (verifier_ && verifier_->busy());
+  }
   void read_messages();
   void lose(Status why);
   void device_failed(Status why);
   void post(const Header& header, std::vector<int> fds = {});  // now or, when the socket is full, by who polls
+  void acknowledge(BatchId batch, Status status, bool arrived);
   void flush();
   void handle(const Header& header, ByteView body, std::vector<sys::UniqueFd>& fds);
   void handle_want(RegionId region, uint64_t from);
@@ -148,10 +166,13 @@ class CudaLink {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::shared_ptr<const sys::CudaContext> device_;
+  int ordinal_ = kHost;
   std::unique_ptr<DeviceCopy> copier_;
   std::string way_;  // for describe()
   double gbps_ = 0;  // likewise: of the last large batch that found no other under way
   DeviceTicket launched_ = 0, done_ = 0;
+  std::deque<Summed> summed_;           // in the order of their launch
+  std::unique_ptr<Verifier> verifier_;  // with `checksum`, or the peer's first batch that has one
   std::unordered_map<RegionId, Import> imports_;
   uint64_t import_generation_ = 1;
   struct {

@@ -13,7 +13,7 @@
 
 namespace pdxfer::transport::cuda_ipc {
 
-inline constexpr uint32_t kVersion = 2;
+inline constexpr uint32_t kVersion = 3;
 inline constexpr local::Protocol kProtocol{"cuda_ipc", 0x44584450, kVersion};  // "PDXD"
 
 using ProcessId = std::array<uint64_t, 2>;  // random, one per process: in one process no handle is needed
@@ -52,6 +52,11 @@ enum class Type : uint32_t {
   kRevoked,
   kEnd,  // batch, tagged, tag, tail: every byte of the batch is in place
   kAck,  // batch, code
+  // Batches with checksums (cuda_ipc_verifier.hpp) say before their end, in this order:
+  kPlan,    // batch, region: which copy, tag: pairs, and runs in the upper half: the next part of its destination
+  kLanded,  // batch, region: which copy, tag: so many more of its bytes, in canonical order, are in place
+  kSum,     // batch, tag: the checksum of all of it; every byte is in place
+  kGiveUp,  // batch: its sender gave it up, and no end will come
 };
 
 using Header = local::Header<Type>;

@@ -9,8 +9,6 @@
 namespace pdxfer::pack {
 namespace {
 
-constexpr uint64_t kMaxWords = DeviceCopier::kMaxWords;
-
 // The largest word, as a power of two, of which all of these are multiples.
 unsigned alignment_of(uint64_t together) noexcept {
   return together == 0 ? 4 : std::min<unsigned>(4, static_cast<unsigned>(std::countr_zero(together)));

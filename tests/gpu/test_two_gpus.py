@@ -49,6 +49,7 @@ def test_both_directions_and_small_transfers(tmp_path: Path) -> None:
 
 def test_checksums_of_what_is_moved_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDXFER_CUDA", "checksum=on")
-    for shape in (["--pattern", "random,contiguous,busy-decode"], ["--tp", "4:1", "--page-size", "16"], ["--raw", "1000"]):
-        found = rows(tmp_path, "--tokens", "512", *shape)
+    shapes = "--pattern random,contiguous,busy-decode", "--tp 4:1 --page-size 16", "--raw 1000"
+    for shape in shapes:
+        found = rows(tmp_path, "--tokens", "512", *shape.split())
         assert all(row["verified"] and "sum what they read" in row["path"] for row in found)

@@ -89,17 +89,17 @@ class CudaLink {
     Status refused;
   };
   enum class Route : uint8_t { kUndecided, kMapped, kStaged };  // of a copy of a batch
-  struct Summed {                                               // a piece under way of a batch with a checksum
-    DeviceTicket ticket = 0;
-    BatchId batch = 0;
-    uint32_t copy = 0;
-    uint64_t bytes = 0, told = 0;  // told: that they are in place
-  };
   enum class Half : uint8_t { kUnused, kOpen, kEnded, kOver };  // the staged half's part of a batch
   struct Prepared {  // one copy of a batch, for one state of the region tables
     uint64_t local_generation = 0, import_generation = 0;
     DeviceTables tables = 0;
     Route route = Route::kUndecided;
+  };
+  struct Summed {  // a piece under way of a batch with a checksum
+    DeviceTicket ticket = 0;
+    BatchId batch = 0;
+    uint32_t copy = 0;
+    uint64_t bytes = 0, told = 0;  // told: that they are in place
   };
   struct Batch {
     bool begun = false, ended = false;  // kBegin, kEnd are sent

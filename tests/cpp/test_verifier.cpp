@@ -140,7 +140,14 @@ TEST_CASE("a destination that is not ours, or no longer, is invalid and not read
   unknown.pairs[0].dst = kRegion + 1;
   PagedCopy empty_run = reversed();
   empty_run.runs[3].count = 0;
-  BatchId id = 0;
+  BatchId id = 100;
+  Bytes reserved = encode_destination(reversed());  // the word after the first pair's region
+  reserved[sizeof(RegionId)] = std::byte{1};
+  const uint64_t counts = 1 | kPages << 32;
+  REQUIRE(bench.verifier->plan(message(Type::kPlan, id, counts), reserved).ok());
+  REQUIRE(bench.verifier->sum(message(Type::kSum, id, 0)).ok());
+  bench.end(id);
+  CHECK(bench.verdict(id).code == Code::kInvalid);
   for (const PagedCopy& copy : {outside, unknown, empty_run}) {
     REQUIRE(bench.plan(++id, copy).ok());
     REQUIRE(bench.verifier->landed(message(Type::kLanded, id, 1024)).ok());

@@ -21,8 +21,10 @@ bool CudaLink::over(DeviceTicket ticket) {
     device_failed(s);
     return true;
   }
-  if (is_over) done_ = std::max(done_, ticket);
-  if (is_over) tell_landed();
+  if (is_over) {
+    done_ = std::max(done_, ticket);
+    tell_landed();
+  }
   return is_over;
 }
 
@@ -65,7 +67,8 @@ void CudaLink::tell_landed() {
 
 // Pieces that are over at this end, and checks that are at the other.
 void CudaLink::settle_sums() {
-  if (!summed_.empty()) (void)over(summed_.front().ticket);
+  // The caller has just asked for the latest piece.
+  if (!summed_.empty() && summed_.front().ticket != launched_) (void)over(summed_.front().ticket);
   tell_landed();
   if (!verifier_) return;
   for (Verifier::Verdict& verdict : verifier_->settle()) {

@@ -28,8 +28,8 @@ Bytes encode_destination(const PagedCopy& copy) {
     std::memcpy(to, &value, sizeof value);
     to += sizeof value;
   };
-  for (const RegionPair& p : copy.pairs) put(WirePair{p.dst, 0, p.dst_offset, p.dst_stride, p.slot_bytes});
-  for (const Run& r : copy.runs) put(WireRun{r.dst_slot, r.count});
+  for (const RegionPair& p : copy.pairs) put(stream::wire_of(p));
+  for (const Run& r : copy.runs) put(stream::wire_of(r));
   return wire;
 }
 
@@ -67,12 +67,12 @@ void Verifier::begin_part(Inbound& batch, Part& part) {
   for (uint32_t i = 0; i < part.pairs; ++i) {
     WirePair wire;
     get(wire);
-    copy.pairs.push_back({kNoId, wire.region, 0, wire.offset, 0, wire.stride, wire.slot_bytes});
+    copy.pairs.push_back(stream::from_wire(wire));
   }
   for (uint32_t i = 0; i < part.runs; ++i) {
     WireRun wire;
     get(wire);
-    copy.runs.push_back({0, wire.slot, wire.count});
+    copy.runs.push_back(stream::from_wire(wire));
   }
   part.wire = {};
   copy.seal();

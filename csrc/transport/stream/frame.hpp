@@ -59,6 +59,15 @@ struct WireRun {
 };
 static_assert(sizeof(WirePair) == 32 && sizeof(WireRun) == 8);
 
+// A plan's destination as it travels, here and in cuda_ipc's kPlan. What is read back has no source; a pair whose
+// reserved word is in use names no region, which whoever checks the plan refuses.
+inline WirePair wire_of(const RegionPair& p) noexcept { return {p.dst, 0, p.dst_offset, p.dst_stride, p.slot_bytes}; }
+inline WireRun wire_of(const Run& r) noexcept { return {r.dst_slot, r.count}; }
+inline RegionPair from_wire(const WirePair& w) noexcept {
+  return {kNoId, w.reserved == 0 ? w.region : kNoId, 0, w.offset, w.slot_bytes, w.stride, w.slot_bytes};
+}
+inline Run from_wire(const WireRun& w) noexcept { return {0, w.slot, w.count}; }
+
 // Why a receiver refuses a batch, in ACK.words[1]; both ends know the texts.
 enum class Refusal : uint32_t {
   kNone,

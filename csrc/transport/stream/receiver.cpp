@@ -143,16 +143,12 @@ void Receiver::parse_plan(size_t bytes) {
   for (; copy.pairs.size() < header_.words[0] && at + sizeof(WirePair) <= scratch_have_; at += sizeof(WirePair)) {
     WirePair wire;
     std::memcpy(&wire, scratch_.data() + at, sizeof wire);
-    RegionPair& p = copy.pairs.emplace_back();
-    p.dst = wire.reserved == 0 ? wire.region : kNoId;
-    p.dst_offset = wire.offset;
-    p.dst_stride = wire.stride;
-    p.slot_bytes = p.src_stride = wire.slot_bytes;
+    copy.pairs.push_back(from_wire(wire));
   }
   for (; copy.pairs.size() == header_.words[0] && at + sizeof(WireRun) <= scratch_have_; at += sizeof(WireRun)) {
     WireRun wire;
     std::memcpy(&wire, scratch_.data() + at, sizeof wire);
-    copy.runs.push_back({0, wire.slot, wire.count});
+    copy.runs.push_back(from_wire(wire));
   }
   std::memmove(scratch_.data(), scratch_.data() + at, scratch_have_ - at);
   scratch_have_ -= at;

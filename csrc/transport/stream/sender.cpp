@@ -183,14 +183,13 @@ void Sender::append_plan() noexcept {
   std::byte* to = begin;
   std::byte* const stop = scratch_.data() + kScratch - kHeaderBytes;
   for (; plan_pair_ < copy.pairs.size() && to + sizeof(WirePair) <= stop; ++plan_pair_) {
-    const RegionPair& p = copy.pairs[plan_pair_];
-    const WirePair wire{p.dst, 0, p.dst_offset, p.dst_stride, p.slot_bytes};
+    const WirePair wire = wire_of(copy.pairs[plan_pair_]);
     std::memcpy(to, &wire, sizeof wire);
     to += sizeof wire;
   }
   if (plan_pair_ == copy.pairs.size()) {
     for (; plan_run_ < copy.runs.size() && to + sizeof(WireRun) <= stop; ++plan_run_) {
-      const WireRun wire{copy.runs[plan_run_].dst_slot, copy.runs[plan_run_].count};
+      const WireRun wire = wire_of(copy.runs[plan_run_]);
       std::memcpy(to, &wire, sizeof wire);
       to += sizeof wire;
     }

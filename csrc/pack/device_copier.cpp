@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <numeric>
@@ -304,6 +305,13 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
     std::memset(report_of(launched_ + 1), 0, report_bytes());
     told_[(launched_ + 1) % told_.size()] = {};
   }
+  Timed timed;
+  if (entry->form == DeviceForm::kPaged && copy.bytes >= EngineChoice::kLeastBytes) {
+    timed.bytes = std::min(budget, copy.bytes - position(copy, cursor));
+    timed.since = std::chrono::steady_clock::now();
+  }
+  engine_ = options_.copy_engine && choice_.next(timed.bytes) == EngineChoice::kEngine;
+  by_engine_ = false;
   uint64_t moved = 0;
   const shim::CuStream stream = (beside(*entry) ? beside_ : stream_).get();
   if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, moved); !s.ok()) return s;
@@ -312,7 +320,13 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
   if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream); r != 0)
     return fail(r, "cuEventRecord");
   on_beside_[(launched_ + 1) % events_.size()] = stream == beside_.get();
+  const bool alone = launched_ == done_;
   ticket = entry->last_piece = ++launched_;
+  if (alone && moved == timed.bytes) {
+    timed.ticket = ticket;
+    timed.way = by_engine_ ? EngineChoice::kEngine : EngineChoice::kKernel;
+    timed_ = timed;
+  }
   if (options_.wake)
     if (const auto r = api.launch_host_function(stream, &wake_caller, const_cast<DeviceCopyOptions*>(&options_));
         r != 0)
@@ -338,6 +352,11 @@ Status DeviceCopier::done(DeviceTicket ticket, bool& over) noexcept {
   }
   done_ = std::max(done_, ticket);
   over = true;
+  if (timed_.ticket == ticket)
+    choice_.tell(
+        timed_.way, timed_.bytes,
+        static_cast<uint64_t>((std::chrono::steady_clock::now() - timed_.since) / std::chrono::nanoseconds(1)));
+  if (timed_.ticket <= ticket) timed_ = {};
   return kOkStatus;
 }
 
@@ -375,11 +394,18 @@ uint64_t DeviceCopier::sum(DeviceTicket ticket) const noexcept {
 }
 
 std::string DeviceCopier::describe() const {
-  return std::to_string(blocks_) + " thread blocks" +
-         (options_.checksum      ? ", which sum what they read"
-          : options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
-                                       " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
-                                 : ", no copy engine");
+  std::string text =
+      std::to_string(blocks_) + " thread blocks" +
+      (options_.checksum      ? ", which sum what they read"
+       : options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
+                                    " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
+                              : ", no copy engine");
+  const auto measured = [&](EngineChoice::Way way, const char* name) {
+    if (choice_.gbps(way) > 0) text += ", " + std::to_string(std::lround(choice_.gbps(way))) + " GB/s by " + name;
+  };
+  measured(EngineChoice::kKernel, "the kernel");
+  measured(EngineChoice::kEngine, "the copy engine");
+  return text;
 }
 
 }  // namespace pdxfer::pack

@@ -7,6 +7,7 @@
 
 #include "core/device_copy.hpp"
 #include "pack/device_kernels.hpp"
+#include "pack/engine_choice.hpp"
 #include "pack/paged_copy_args.hpp"
 #include "pack/table_ring.hpp"
 #include "sys/cuda_stream.hpp"
@@ -14,7 +15,7 @@
 namespace pdxfer::pack {
 
 // Measured on NVLink 4 (docs/design/cuda_ipc.md): what more blocks add beyond these is little, and from runs of this
-// size on the copy engine is ahead of the kernel.
+// size on the copy engine is ahead of the kernel, unless EngineChoice learns otherwise.
 inline constexpr unsigned kDefaultBlocks = 12;
 // A block sums some 30 GB/s: so many keep up with the link, and so many read twice as fast as it.
 inline constexpr unsigned kSummingBlocks = 16, kReadingBlocks = 32;
@@ -62,6 +63,12 @@ class DeviceCopier final : public DeviceCopy {
   struct Told {
     uint32_t tiles = 0, log2_word = 0;
     uint64_t bytes = 0;
+  };
+  struct Timed {  // the latest large piece that found nothing else under way
+    DeviceTicket ticket = 0;
+    EngineChoice::Way way{};
+    uint64_t bytes = 0;
+    std::chrono::steady_clock::time_point since;
   };
 
   Status fail(shim::CuResult result, const char* what) noexcept;
@@ -113,7 +120,10 @@ class DeviceCopier final : public DeviceCopy {
   std::vector<Told> told_;                      // and what those are of that tell their shares,
   std::unique_ptr<sys::CudaMemory> landing_;    // which they count here
   std::vector<uint32_t> row_order_;             // scratch: pairs
-  uint64_t launched_ = 0, done_ = 0;            // tickets
+  EngineChoice choice_;
+  Timed timed_;
+  bool engine_ = false, by_engine_ = false;  // may what is being launched use the copy engine, and did it?
+  uint64_t launched_ = 0, done_ = 0;         // tickets
   Status error_;
 };
 

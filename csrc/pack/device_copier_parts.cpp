@@ -43,8 +43,8 @@ Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy&
                                  uint64_t& moved) noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const uint64_t row = copy.slots * pair.slot_bytes;
-  if (entry.form != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || copy.runs.size() != 1 ||
-      row < kEngineRow || cursor != Cursor{cursor.pair, 0, 0, 0})
+  if (entry.form != DeviceForm::kPaged || !engine_ || !dense(pair) || copy.runs.size() != 1 || row < kEngineRow ||
+      cursor != Cursor{cursor.pair, 0, 0, 0})
     return kOkStatus;
   const uint64_t most = std::min<uint64_t>({entry.pairs - cursor.pair, budget / row, row_order_.capacity()});
   row_order_.clear();
@@ -63,6 +63,7 @@ Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy&
     if (const auto r = shim::cuda().api.copy_2d_async(&rows, stream_.get()); r != shim::kCuSuccess)
       return fail(r, "cuMemcpy2DAsync");
   }
+  by_engine_ = true;
   moved += row_order_.size() * row;
   cursor.pair += static_cast<uint32_t>(row_order_.size());
   return kOkStatus;
@@ -94,7 +95,7 @@ uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCo
                                     uint64_t budget) const noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const uint64_t bytes = std::min(budget, copy.bytes - position(copy, cursor));
-  if (entry.form != DeviceForm::kPaged || !options_.copy_engine || !dense(pair) || bytes < 4 * kSharedBytes) return 0;
+  if (entry.form != DeviceForm::kPaged || !engine_ || !dense(pair) || bytes < 4 * kSharedBytes) return 0;
   bool longest = true;  // the copy engine alone is as good
   for (const Run& run : copy.runs) {
     if (run.count * pair.slot_bytes < kSharedBytes) return 0;
@@ -115,7 +116,7 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
   const RegionPair& pair = copy.pairs[cursor.pair];
   const DevicePair* bases = pairs_of(entry);
   const uint64_t done_slots = slots_before(entry, cursor);
-  if (entry.form == DeviceForm::kPaged && options_.copy_engine && dense(pair)) {
+  if (entry.form == DeviceForm::kPaged && engine_ && dense(pair)) {
     const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
     if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true};
   }
@@ -151,6 +152,7 @@ Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy
   const uint64_t dst = bases->dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
   const shim::CuStream stream = (part.beside ? beside_ : stream_).get();
   const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
+  by_engine_ = true;
   return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
 }
 

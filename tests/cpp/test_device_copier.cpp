@@ -217,8 +217,8 @@ TEST_CASE("equal runs an equal distance apart are one copy of the engine") {
   fake_cuda::install();
   constexpr uint32_t kRun = 1024, kPairs = 40;  // 1 MiB
   Buffers memory(uint64_t{kPairs} * (kRun + 4) << 10);
-  DeviceCopier copier(0, {});
   const auto engine_copies = [&](const PagedCopy& copy, uint64_t piece) {
+    DeviceCopier copier(0, {});  // which has not learnt anything
     std::memset(memory.dst, 0xa5, uint64_t{kPairs} * (kRun + 4) << 10);
     return engine_copies_of(copier, copy, memory, piece);
   };
@@ -243,6 +243,53 @@ TEST_CASE("equal runs an equal distance apart are one copy of the engine") {
   mixed.pairs[18].slot_bytes = mixed.pairs[18].src_stride = mixed.pairs[18].dst_stride = 512;
   mixed.seal();
   CHECK(engine_copies(mixed, UINT64_MAX) == 2);
+}
+
+TEST_CASE("long runs go by the kernel when the copy engine is found to be slower") {
+  fake_cuda::install();
+  constexpr uint32_t kRun = 1024, kPairs = 20;  // 1 MiB
+  Buffers memory(uint64_t{kPairs} * (kRun + 1) << 10);
+  DeviceCopier copier(0, {});
+  const PagedCopy rows = buffers(kPairs, kRun, [](uint64_t i) { return i << 10; });
+  PagedCopy two_runs = rows;
+  two_runs.runs = {{0, 0, kRun / 2 - 1}, {kRun / 2, kRun / 2, kRun / 2}};
+  two_runs.seal();
+  fake_cuda::set_engine_delay_ms(1000);
+  CHECK(engine_copies_of(copier, rows, memory, UINT64_MAX) == 1);
+  CHECK(copier.describe().ends_with("GB/s by the copy engine"));
+  CHECK(engine_copies_of(copier, rows, memory, UINT64_MAX) == 1);  // what the kernel takes is not known
+  CHECK(engine_copies_of(copier, two_runs, memory, UINT64_MAX) == 0);
+  CHECK(copier.describe().find("GB/s by the kernel") != std::string::npos);
+  std::memset(memory.dst, 0, uint64_t{kPairs} * (kRun + 1) << 10);
+  CHECK(engine_copies_of(copier, rows, memory, UINT64_MAX) == 0);
+  fake_cuda::set_engine_delay_ms(0);
+}
+
+TEST_CASE("what has been slower for some pieces is taken for slower, and tried again") {
+  const auto by_engine = [](EngineChoice& choice, int pieces, uint64_t bytes, uint64_t kernel_us, uint64_t engine_us) {
+    int count = 0;
+    for (int i = 0; i < pieces; ++i) {
+      const EngineChoice::Way way = choice.next(bytes);
+      count += way == EngineChoice::kEngine;
+      choice.tell(way, bytes, 1000 * (way == EngineChoice::kEngine ? engine_us : kernel_us));
+    }
+    return count;
+  };
+  constexpr uint64_t kLarge = 256 << 20, kSmall = 16 << 20;
+  EngineChoice choice;
+  CHECK(choice.gbps(EngineChoice::kEngine) == 0);
+  CHECK(by_engine(choice, 1000, kLarge, 700, 650) == 1000 - 3);
+  CHECK(choice.gbps(EngineChoice::kEngine) == doctest::Approx(413).epsilon(0.01));
+  CHECK(choice.gbps(EngineChoice::kKernel) == doctest::Approx(383).epsilon(0.01));
+  choice.tell(EngineChoice::kEngine, kLarge, 90'000'000);  // held up once
+  CHECK(choice.next(kLarge) == EngineChoice::kEngine);
+  CHECK(by_engine(choice, 1000, kLarge, 700, 1400) < 40);  // slower from now on
+  CHECK(by_engine(choice, 1000, kLarge, 700, 600) > 700);  // and quicker again
+  // Other sizes have rates of their own, and what is smaller is the kernel's.
+  CHECK(by_engine(choice, 1000, kSmall, 45, 60) < 260);
+  CHECK(by_engine(choice, 200, kSmall, 45, 60) <= 1);
+  CHECK(by_engine(choice, 100, kLarge, 700, 600) >= 99);
+  CHECK(by_engine(choice, 1000, kSmall - 1, 45, 10) == 0);
 }
 
 TEST_CASE("blocks are launched in clusters where the device takes them") {

@@ -11,7 +11,6 @@ namespace pdxfer::transport::cuda_ipc {
 namespace {
 // Pieces in flight at most: what a cancel may have to wait for, and what the next batch stands behind.
 constexpr uint64_t kPiecesInFlight = 8;
-constexpr uint64_t kTimedBytes = 16 << 20;  // batches from this on tell what the path is good for
 }  // namespace
 
 bool CudaLink::over(DeviceTicket ticket) {
@@ -291,10 +290,6 @@ Status CudaLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_inde
   if (const Status s = prepare(batch, plan, copy_index, cursor, ready); !s.ok()) return fail(id, batch, s);
   if (!ready) return kOkStatus;
   if (launched_ - done_ >= kPiecesInFlight && !over(done_ + 1)) return kOkStatus;
-  if (!batch.begun && launched_ == done_ && plan.bytes() >= kTimedBytes) {  // it has the GPU's copies for itself
-    batch.launched = Clock::now();
-    batch.timed_bytes = plan.bytes();
-  }
   DeviceTicket ticket = 0;
   const PagedCopy& copy = plan.copies[copy_index];
   const Cursor before = cursor;
@@ -342,8 +337,6 @@ bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   if (batch.staged == Half::kOpen || batch.staged == Half::kEnded) return notify_staged(id, batch, tag, tail);
   if (!over(batch.last)) return false;
   if (batch.failing) return true;  // what over() found
-  if (const uint64_t bytes = std::exchange(batch.timed_bytes, 0); bytes != 0 && batch.staged == Half::kUnused)
-    gbps_ = static_cast<double>(bytes) / static_cast<double>((Clock::now() - batch.launched).count());
   if (batch.announced && !std::exchange(batch.summed, true)) {
     Header sum;
     sum.type = Type::kSum;

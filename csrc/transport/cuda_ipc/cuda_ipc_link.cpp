@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <thread>
 
@@ -32,7 +31,6 @@ CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connectio
   }
   copier_ = core_->context.device_copy(ordinal_, {.checksum = core_->options.checksum});
   if (core_->options.checksum) make_verifier();  // no batch waits for it
-  way_ = copier_->describe();
   channel_ = connection_.channel.get();
   std::vector<std::unique_ptr<stream::Channel>> channels;
   channels.push_back(std::move(connection_.channel));
@@ -399,8 +397,8 @@ std::string CudaLink::describe() const {
   const auto count = [](const Sum& sum) {
     return std::to_string(sum.regions) + " regions, " + std::to_string(sum.bytes >> 20) + " MiB";
   };
-  std::string text = "mapped: " + count(mapped) + ", by " + way_;
-  if (gbps_ > 0) text += ", at " + std::to_string(std::lround(gbps_)) + " GB/s when last measured";
+  std::string text = "mapped: " + count(mapped);
+  if (copier_) text += ", by " + copier_->describe();
   if (core_->options.checksum && staged.regions + host.regions > 0) text += "; no checksums of what is not mapped";
   if (staged.regions > 0)
     text += "; staged through pinned host memory: " + count(staged) +

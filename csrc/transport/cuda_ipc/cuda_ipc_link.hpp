@@ -111,11 +111,9 @@ class CudaLink {
     Status status;
     DeviceTicket last = 0;  // its latest piece
     std::vector<Prepared> copies;
-    bool announced = false;      // the receiver knows of it by kPlan,
-    bool summed = false;         // and has its checksum by kSum
-    uint64_t sum = 0;            // of what is over of it
-    Clock::time_point launched;  // its first piece, when it is to be timed
-    uint64_t timed_bytes = 0;    // of all of it, then
+    bool announced = false;  // the receiver knows of it by kPlan,
+    bool summed = false;     // and has its checksum by kSum
+    uint64_t sum = 0;        // of what is over of it
   };
 
   Status prepare(Batch& batch, const TransferPlan& plan, uint32_t copy_index, const Cursor& cursor, bool& ready);
@@ -168,8 +166,6 @@ class CudaLink {
   std::shared_ptr<const sys::CudaContext> device_;
   int ordinal_ = kHost;
   std::unique_ptr<DeviceCopy> copier_;
-  std::string way_;  // for describe()
-  double gbps_ = 0;  // likewise: of the last large batch that found no other under way
   DeviceTicket launched_ = 0, done_ = 0;
   std::deque<Summed> summed_;           // in the order of their launch
   std::unique_ptr<Verifier> verifier_;  // with `checksum`, or the peer's first batch that has one

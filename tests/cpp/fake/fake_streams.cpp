@@ -22,7 +22,7 @@ namespace {
 
 using namespace pdxfer::shim;
 thread_local std::vector<uintptr_t> contexts;  // ordinal + 1
-std::atomic<unsigned> delay_us{0};
+std::atomic<unsigned> delay_us{0}, engine_delay_ms{0};
 std::atomic<int> launch_failure{0};
 std::atomic<unsigned> copies{0}, clustered{0};
 std::atomic<bool> no_clusters{false};
@@ -109,10 +109,17 @@ CuResult upload_async(CuDevicePtr to, const void* from, size_t bytes, CuStream s
   return kCuSuccess;
 }
 
-CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
+void post_engine_copy(CuStream stream, std::function<void()> work) {
   ++copies;
-  stream_of(stream)->post(
-      [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  stream_of(stream)->post([work = std::move(work)] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(engine_delay_ms));
+    work();
+  });
+}
+
+CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
+  post_engine_copy(stream,
+                   [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
   return kCuSuccess;
 }
 
@@ -121,8 +128,7 @@ CuResult copy_2d_async(const CuCopy2d* what, CuStream stream) {
   if (copy.from.type != kCuMemoryUnified || copy.to.type != kCuMemoryUnified || copy.from.pitch < copy.row_bytes ||
       copy.to.pitch < copy.row_bytes)
     return 1;
-  ++copies;
-  stream_of(stream)->post([=] {
+  post_engine_copy(stream, [=] {
     for (size_t row = 0; row < copy.rows; ++row)
       std::memcpy(reinterpret_cast<void*>(copy.to.device + row * copy.to.pitch),
                   reinterpret_cast<const void*>(copy.from.device + row * copy.from.pitch), copy.row_bytes);
@@ -145,6 +151,7 @@ unsigned engine_copies() { return copies; }
 unsigned clustered_launches() { return clustered; }
 void refuse_clusters(bool refused) { no_clusters = refused; }
 void set_delay_us(unsigned microseconds) { delay_us = microseconds; }
+void set_engine_delay_ms(unsigned ms) { engine_delay_ms = ms; }
 void fail_next_launch(int result) { launch_failure = result; }
 
 void fill_device_table(CudaDriver& api) {

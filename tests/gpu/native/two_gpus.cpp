@@ -226,6 +226,7 @@ int sender(Board& board, const std::string& cuda, uint32_t pause) {
   board.verify = 1;  // the ceiling wrote everything: blank it
   while (board.verify != 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   for (int i = 0; i < static_cast<int>(std::size(kWorkloads)); ++i) row(engine, peer, board, i, mine, top, pause);
+  std::printf("afterwards: %s\n", engine.peer(peer)->link_text().c_str());
   engine.close();
   board.stage = 3;
   return 0;

@@ -36,7 +36,8 @@ class CopyChoice {
   }
 
  private:
-  static constexpr uint32_t kFirst = 8, kAgain = 64;
+  // A turn of the slower way takes up to twice as long, so it is rare; a prime, as copies come in patterns.
+  static constexpr uint32_t kFirst = 8, kAgain = 251;
   static constexpr uint64_t kMostGrowth = 4;
 
   std::atomic<uint32_t> turn_{0};

@@ -19,13 +19,14 @@ namespace {
 
 constexpr size_t kBlock = 1024;  // positions per kernel call: its breaks fit the stack
 constexpr size_t kAhead = 512;   // positions prefetched: hardware stops at each page of a list that no cache holds
+constexpr size_t kSpare = 8;     // what a kernel may write of `breaks` beyond those it found
 
 struct Highest {
   uint32_t src = 0, dst = 0;
 };
 
 // Writes to `breaks` each i in [begin, end) where either side does not continue from i - 1; returns how many.
-// Requires begin >= 1.
+// Requires begin >= 1, and room for kSpare more.
 using ScanFn = size_t (*)(const uint32_t* src, const uint32_t* dst, size_t begin, size_t end, uint32_t* breaks,
                           Highest& highest) noexcept;
 
@@ -44,6 +45,15 @@ size_t scan_portable(const uint32_t* src, const uint32_t* dst, size_t begin, siz
 }
 
 #if defined(__x86_64__)
+// For each mask of eight positions those that it names, a byte each, the rest 0.
+constexpr std::array<uint64_t, 256> kPositions = [] {
+  std::array<uint64_t, 256> all{};
+  for (unsigned mask = 0; mask < 256; ++mask)
+    for (unsigned bit = 8; bit-- > 0;)
+      if ((mask >> bit & 1) != 0) all[mask] = all[mask] << 8 | bit;
+  return all;
+}();
+
 __attribute__((target("avx2"))) uint32_t highest_lane(__m256i v) noexcept {
   alignas(32) std::array<uint32_t, 8> lane;
   _mm256_store_si256(reinterpret_cast<__m256i*>(lane.data()), v);
@@ -54,8 +64,9 @@ __attribute__((target("avx2"))) inline __m256i load(const uint32_t* p) noexcept 
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
-__attribute__((target("avx2"))) size_t scan_avx2(const uint32_t* src, const uint32_t* dst, size_t begin, size_t end,
-                                                 uint32_t* breaks, Highest& highest) noexcept {
+// Without a branch: where a loaded server's pages break, no processor foresees.
+__attribute__((target("avx2,popcnt"))) size_t scan_avx2(const uint32_t* src, const uint32_t* dst, size_t begin,
+                                                        size_t end, uint32_t* breaks, Highest& highest) noexcept {
   const __m256i one = _mm256_set1_epi32(1);
   __m256i high_src = _mm256_setzero_si256(), high_dst = high_src;
   size_t count = 0, i = begin;
@@ -67,16 +78,11 @@ __attribute__((target("avx2"))) size_t scan_avx2(const uint32_t* src, const uint
     high_dst = _mm256_max_epu32(high_dst, d);
     const __m256i same = _mm256_and_si256(_mm256_cmpeq_epi32(s, _mm256_add_epi32(load(src + i - 1), one)),
                                           _mm256_cmpeq_epi32(d, _mm256_add_epi32(load(dst + i - 1), one)));
-    unsigned mask = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(same))) & 0xFFu;
-    if (mask == 0xFFu) {  // fragmented pages: eight breaks without a bit scan
-      const __m256i first = _mm256_set1_epi32(static_cast<int>(i));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(breaks + count),
-                          _mm256_add_epi32(first, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
-      count += 8;
-      continue;
-    }
-    for (; mask != 0; mask &= mask - 1)
-      breaks[count++] = static_cast<uint32_t>(i + static_cast<size_t>(std::countr_zero(mask)));
+    const unsigned mask = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(same))) & 0xFFu;
+    const __m256i found = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kPositions[mask])));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(breaks + count),
+                        _mm256_add_epi32(found, _mm256_set1_epi32(static_cast<int>(i))));
+    count += static_cast<size_t>(_mm_popcnt_u32(mask));
   }
   highest.src = std::max(highest.src, highest_lane(high_src));
   highest.dst = std::max(highest.dst, highest_lane(high_dst));
@@ -86,14 +92,14 @@ __attribute__((target("avx2"))) size_t scan_avx2(const uint32_t* src, const uint
 
 ScanFn best_scan() noexcept {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) return scan_avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt")) return scan_avx2;
 #endif
   return scan_portable;
 }
 
 std::vector<Run> scan_runs(const uint32_t* src, const uint32_t* dst, size_t n, ScanFn scan, Highest& highest) {
   std::vector<Run> runs{{src[0], dst[0], 0}};
-  std::array<uint32_t, kBlock> breaks;
+  std::array<uint32_t, kBlock + kSpare> breaks;
   highest = {src[0], dst[0]};
   uint32_t start = 0;  // of the run that is open
   for (size_t begin = 1; begin < n; begin += kBlock) {
@@ -149,36 +155,36 @@ template <typename T>
 constexpr unsigned kDigitBits = 11;
 
 // Least significant digit first. kDigits of equal width, no wider than kDigitBits.
-template <unsigned kDigits>
-void radix_sort(std::vector<Run>& runs, unsigned bits) {
+template <unsigned kDigits, class Item, class Key>
+void radix_sort(std::span<Item> items, unsigned bits, Key key) {
   const unsigned width = std::max(1u, (bits + kDigits - 1) / kDigits);
-  const auto digit = [width](const Run& run, unsigned which) {
-    return (run.dst_slot >> which * width) & ((1u << width) - 1);
-  };
+  const auto digit = [=](const Item& item, unsigned which) { return key(item) >> which * width & ((1u << width) - 1); };
   std::array<std::array<uint32_t, 1u << kDigitBits>, kDigits> places{};
-  for (const Run& run : runs)
-    for (unsigned d = 0; d < kDigits; ++d) ++places[d][digit(run, d)];
-  const auto scratch = std::make_unique_for_overwrite<Run[]>(runs.size());
-  Run *from = runs.data(), *to = scratch.get();
+  for (const Item& item : items)
+    for (unsigned d = 0; d < kDigits; ++d) ++places[d][digit(item, d)];
+  const auto scratch = std::make_unique_for_overwrite<Item[]>(items.size());
+  Item *from = items.data(), *to = scratch.get();
   for (unsigned d = 0; d < kDigits; ++d) {
     uint32_t sum = 0;
     for (size_t i = 0; i < size_t{1} << width; ++i) sum += std::exchange(places[d][i], sum);
-    for (const Run& run : std::span(from, runs.size())) to[places[d][digit(run, d)]++] = run;
+    for (const Item& item : std::span(from, items.size())) to[places[d][digit(item, d)]++] = item;
     std::swap(from, to);
   }
-  if (kDigits % 2 != 0) std::copy_n(from, runs.size(), runs.data());
+  if (kDigits % 2 != 0) std::copy_n(from, items.size(), items.data());
 }
 
-void sort_by_destination(std::vector<Run>& runs, uint32_t highest_dst) {
-  const auto bits = static_cast<unsigned>(std::bit_width(highest_dst));
-  if (runs.size() < 512)  // below this the histograms cost more than they save
-    std::ranges::sort(runs, {}, &Run::dst_slot);
+// Ascending by key, which is `highest` at most.
+template <class Item, class Key>
+void sort_by(std::span<Item> items, uint32_t highest, Key key) {
+  const auto bits = static_cast<unsigned>(std::bit_width(highest));
+  if (items.size() < 512)  // below this the histograms cost more than they save
+    std::ranges::sort(items, {}, key);
   else if (bits <= kDigitBits)
-    radix_sort<1>(runs, bits);
+    radix_sort<1>(items, bits, key);
   else if (bits <= 2 * kDigitBits)
-    radix_sort<2>(runs, bits);
+    radix_sort<2>(items, bits, key);
   else
-    radix_sort<3>(runs, bits);
+    radix_sort<3>(items, bits, key);
 }
 
 bool ascending(const std::vector<Run>& runs) noexcept {
@@ -187,21 +193,39 @@ bool ascending(const std::vector<Run>& runs) noexcept {
   return true;
 }
 
-// Ascending by destination, merged where both sides continue. False when two runs share a destination page.
-bool order(std::vector<Run>& runs, uint32_t highest_dst) {
-  sort_by_destination(runs, highest_dst);
-  Run* last = runs.data();
+// Runs in ascending order of destination, merged where both sides continue. `run_at` gives them; it may read those of
+// `runs` that are not yet written. False when two share a destination page.
+template <class RunAt>
+bool join(std::vector<Run>& runs, RunAt run_at) {
+  Run open = run_at(0);
+  Run* to = runs.data();
   for (size_t i = 1; i < runs.size(); ++i) {
-    const Run& run = runs[i];
-    const uint64_t end = uint64_t{last->dst_slot} + last->count;
+    const Run run = run_at(i);
+    const uint64_t end = uint64_t{open.dst_slot} + open.count;
     if (end > run.dst_slot) return false;
-    if (end == run.dst_slot && uint64_t{last->src_slot} + last->count == run.src_slot)
-      last->count += run.count;
+    // One branch for both: a destination often goes on where its source does not, which no processor foresees.
+    if ((end == run.dst_slot) & (uint64_t{open.src_slot} + open.count == run.src_slot))
+      open.count += run.count;
     else
-      *++last = run;
+      *to++ = std::exchange(open, run);
   }
-  runs.resize(static_cast<size_t>(last - runs.data()) + 1);
+  *to++ = open;
+  runs.resize(static_cast<size_t>(to - runs.data()));
   return true;
+}
+
+// Ascending by destination, merged. False when two runs share a destination page.
+bool order(std::vector<Run>& runs, size_t pages, uint32_t highest_dst) {
+  if (runs.size() != pages) {
+    sort_by(std::span(runs), highest_dst, [](const Run& run) { return run.dst_slot; });
+    return join(runs, [&](size_t i) { return runs[i]; });
+  }
+  // Runs of one page each are sorted without their counts, a third less to move: most of the time goes there.
+  const auto keys = std::make_unique_for_overwrite<uint64_t[]>(pages);
+  for (size_t i = 0; i < pages; ++i) keys[i] = uint64_t{runs[i].dst_slot} << 32 | runs[i].src_slot;
+  const auto dst_of = [](uint64_t key) { return static_cast<uint32_t>(key >> 32); };
+  sort_by(std::span(keys.get(), pages), highest_dst, dst_of);
+  return join(runs, [&](size_t i) { return Run{static_cast<uint32_t>(keys[i]), dst_of(keys[i]), 1}; });
 }
 
 template <typename T>
@@ -211,7 +235,7 @@ std::vector<Run> find(std::span<const T> src, std::span<const T> dst, const uint
   Highest highest;
   std::vector<Run> runs = scan_runs(src32, dst32, src.size(), scan, highest);
   if (highest.src >= src_slots || highest.dst >= dst_slots) refuse_first(src, dst, src_slots, dst_slots);
-  if (!options.allow_duplicates && !ascending(runs) && !order(runs, highest.dst)) refuse_duplicate(dst);
+  if (!options.allow_duplicates && !ascending(runs) && !order(runs, src.size(), highest.dst)) refuse_duplicate(dst);
   return runs;
 }
 

@@ -268,10 +268,10 @@ TEST_CASE("the way that is found faster is taken, the other tried now and then, 
     return count;
   };
   CHECK(streamed(8, 5000, 90) == 4);  // its pages had to be made
-  CHECK(streamed(64 * 16, 45, 60) > 64 * 8);
-  CHECK(streamed(64 * 16, 45, 60) == 64 * 16 - 16);
-  CHECK(streamed(64 * 16, 300, 60) <= 40);
-  CHECK(streamed(64 * 16, 300, 60) == 16);
+  CHECK(streamed(251 * 16, 45, 60) > 251 * 8);
+  CHECK(streamed(251 * 16, 45, 60) == 251 * 16 - 16);
+  CHECK(streamed(251 * 16, 300, 60) <= 40);
+  CHECK(streamed(251 * 16, 300, 60) == 16);
 }
 
 TEST_CASE("helper threads have names and are gone with the copier") {

@@ -155,36 +155,38 @@ template <typename T>
 constexpr unsigned kDigitBits = 11;
 
 // Least significant digit first. kDigits of equal width, no wider than kDigitBits.
-template <unsigned kDigits, class Item, class Key>
-void radix_sort(std::span<Item> items, unsigned bits, Key key) {
-  const unsigned width = std::max(1u, (bits + kDigits - 1) / kDigits);
-  const auto digit = [=](const Item& item, unsigned which) { return key(item) >> which * width & ((1u << width) - 1); };
+template <unsigned kDigits>
+void radix_sort(std::vector<Run>& runs, unsigned bits) {
+  const unsigned width = std::max(1u, (bits + kDigits - 1) / kDigits), mask = (1u << width) - 1;
   std::array<std::array<uint32_t, 1u << kDigitBits>, kDigits> places{};
-  for (const Item& item : items)
-    for (unsigned d = 0; d < kDigits; ++d) ++places[d][digit(item, d)];
-  const auto scratch = std::make_unique_for_overwrite<Item[]>(items.size());
-  Item *from = items.data(), *to = scratch.get();
+  for (const Run& run : runs)
+    for (unsigned d = 0; d < kDigits; ++d) ++places[d][run.dst_slot >> d * width & mask];
+  const auto scratch = std::make_unique_for_overwrite<Run[]>(runs.size());
+  Run *from = runs.data(), *to = scratch.get();
   for (unsigned d = 0; d < kDigits; ++d) {
+    uint32_t* const place = places[d].data();
+    const unsigned shift = d * width;
     uint32_t sum = 0;
-    for (size_t i = 0; i < size_t{1} << width; ++i) sum += std::exchange(places[d][i], sum);
-    for (const Item& item : std::span(from, items.size())) to[places[d][digit(item, d)]++] = item;
+    for (size_t i = 0; i <= mask; ++i) sum += std::exchange(place[i], sum);
+    for (size_t i = 0; i < runs.size(); ++i) {
+      const Run run = from[i];  // a copy: what is written may be anything, for all that the compiler knows
+      to[place[run.dst_slot >> shift & mask]++] = run;
+    }
     std::swap(from, to);
   }
-  if (kDigits % 2 != 0) std::copy_n(from, items.size(), items.data());
+  if (kDigits % 2 != 0) std::copy_n(from, runs.size(), runs.data());
 }
 
-// Ascending by key, which is `highest` at most.
-template <class Item, class Key>
-void sort_by(std::span<Item> items, uint32_t highest, Key key) {
-  const auto bits = static_cast<unsigned>(std::bit_width(highest));
-  if (items.size() < 512)  // below this the histograms cost more than they save
-    std::ranges::sort(items, {}, key);
+void sort_by_destination(std::vector<Run>& runs, uint32_t highest_dst) {
+  const auto bits = static_cast<unsigned>(std::bit_width(highest_dst));
+  if (runs.size() < 512)  // below this the histograms cost more than they save
+    std::ranges::sort(runs, {}, &Run::dst_slot);
   else if (bits <= kDigitBits)
-    radix_sort<1>(items, bits, key);
+    radix_sort<1>(runs, bits);
   else if (bits <= 2 * kDigitBits)
-    radix_sort<2>(items, bits, key);
+    radix_sort<2>(runs, bits);
   else
-    radix_sort<3>(items, bits, key);
+    radix_sort<3>(runs, bits);
 }
 
 bool ascending(const std::vector<Run>& runs) noexcept {
@@ -193,14 +195,13 @@ bool ascending(const std::vector<Run>& runs) noexcept {
   return true;
 }
 
-// Runs in ascending order of destination, merged where both sides continue. `run_at` gives them; it may read those of
-// `runs` that are not yet written. False when two share a destination page.
-template <class RunAt>
-bool join(std::vector<Run>& runs, RunAt run_at) {
-  Run open = run_at(0);
+// Ascending by destination, merged where both sides continue. False when two runs share a destination page.
+bool order(std::vector<Run>& runs, uint32_t highest_dst) {
+  sort_by_destination(runs, highest_dst);
+  Run open = runs[0];
   Run* to = runs.data();
   for (size_t i = 1; i < runs.size(); ++i) {
-    const Run run = run_at(i);
+    const Run run = runs[i];
     const uint64_t end = uint64_t{open.dst_slot} + open.count;
     if (end > run.dst_slot) return false;
     // One branch for both: a destination often goes on where its source does not, which no processor foresees.
@@ -214,20 +215,6 @@ bool join(std::vector<Run>& runs, RunAt run_at) {
   return true;
 }
 
-// Ascending by destination, merged. False when two runs share a destination page.
-bool order(std::vector<Run>& runs, size_t pages, uint32_t highest_dst) {
-  if (runs.size() != pages) {
-    sort_by(std::span(runs), highest_dst, [](const Run& run) { return run.dst_slot; });
-    return join(runs, [&](size_t i) { return runs[i]; });
-  }
-  // Runs of one page each are sorted without their counts, a third less to move: most of the time goes there.
-  const auto keys = std::make_unique_for_overwrite<uint64_t[]>(pages);
-  for (size_t i = 0; i < pages; ++i) keys[i] = uint64_t{runs[i].dst_slot} << 32 | runs[i].src_slot;
-  const auto dst_of = [](uint64_t key) { return static_cast<uint32_t>(key >> 32); };
-  sort_by(std::span(keys.get(), pages), highest_dst, dst_of);
-  return join(runs, [&](size_t i) { return Run{static_cast<uint32_t>(keys[i]), dst_of(keys[i]), 1}; });
-}
-
 template <typename T>
 std::vector<Run> find(std::span<const T> src, std::span<const T> dst, const uint32_t* src32, const uint32_t* dst32,
                       uint64_t src_slots, uint64_t dst_slots, RunOptions options, ScanFn scan) {
@@ -235,7 +222,7 @@ std::vector<Run> find(std::span<const T> src, std::span<const T> dst, const uint
   Highest highest;
   std::vector<Run> runs = scan_runs(src32, dst32, src.size(), scan, highest);
   if (highest.src >= src_slots || highest.dst >= dst_slots) refuse_first(src, dst, src_slots, dst_slots);
-  if (!options.allow_duplicates && !ascending(runs) && !order(runs, src.size(), highest.dst)) refuse_duplicate(dst);
+  if (!options.allow_duplicates && !ascending(runs) && !order(runs, highest.dst)) refuse_duplicate(dst);
   return runs;
 }
 

@@ -1,12 +1,13 @@
 """A prefill server on GPU 0 and a decode server on GPU 1 against one ordinary server: do they give the same tokens?
 
-    python tests/gpu/sglang_pair.py OUT_DIR [--seconds 150] [--deterministic]
+    python tests/gpu/sglang_pair.py OUT_DIR [--gpus 0:1] [--seconds 150] [--deterministic]
 
 Run by hand where there are two GPUs, SGLang and pdxfer. Makes a seeded model with the KV geometry of Qwen2.5-7B (28
 layers, 4 KV heads of 128, bf16), starts the servers, each seeing its own GPU alone, sends greedy requests of 1 to 4,000
 tokens to either, one by one and eight at a time, compares (tests/gpu/sglang_replies.py), and writes
-OUT_DIR/sglang.json and the servers' logs. `--seconds` bounds the start alone. Exit code 0: one by one the tokens are
-the same, and eight at a time nothing differs but what batches change on the one server too.
+OUT_DIR/sglang.json and the servers' logs. `--gpus 0:0` puts all of it on one GPU. `--seconds` bounds the start alone.
+Exit code 0: one by one the tokens are the same, and eight at a time nothing differs but what batches change on the one
+server too.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def start(name: str, gpu: int, model: Path, out: Path, extra: list[str]) -> subp
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--host", "127.0.0.1"]
     command += ["--port", str(PORTS[name]), "--attention-backend", "triton", "--sampling-backend", "pytorch"]
     command += ["--grammar-backend", "none", "--skip-tokenizer-init", "--disable-cuda-graph", "--skip-server-warmup"]
-    command += ["--dtype", "bfloat16", "--max-total-tokens", "32768", "--mem-fraction-static", "0.3"]
+    command += ["--dtype", "bfloat16", "--max-total-tokens", "32768", "--mem-fraction-static", "0.25"]
     command += ["--max-running-requests", "16", "--disable-radix-cache", *extra]
     with (out / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
@@ -245,10 +246,12 @@ def compare(out: Path) -> dict[str, Any]:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("out", type=Path)
+    arguments.add_argument("--gpus", default="0:1", metavar="PREFILL:DECODE", help="the one server is on PREFILL")
     arguments.add_argument("--seconds", type=float, default=150.0, help="until the servers must be up")
     arguments.add_argument("--deterministic", action="store_true", help="SGLang's batch-invariant kernels")
     args = arguments.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    prefill_gpu, decode_gpu = (int(gpu) for gpu in args.gpus.split(":"))
     deadline, model = time.monotonic() + args.seconds, args.out / "model"
     if not (model / "config.json").exists():
         make_model(model)
@@ -257,13 +260,13 @@ def main() -> int:
     servers = {
         "prefill": start(
             "prefill",
-            0,
+            prefill_gpu,
             model,
             args.out,
             ["--disaggregation-mode", "prefill", *backend, "--disaggregation-bootstrap-port", str(BOOTSTRAP)],
         ),
-        "decode": start("decode", 1, model, args.out, ["--disaggregation-mode", "decode", *backend]),
-        "one": start("one", 0, model, args.out, extra),
+        "decode": start("decode", decode_gpu, model, args.out, ["--disaggregation-mode", "decode", *backend]),
+        "one": start("one", prefill_gpu, model, args.out, extra),
     }
     try:
         begin = time.monotonic()

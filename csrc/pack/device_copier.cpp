@@ -267,13 +267,16 @@ Status DeviceCopier::follow(shim::CuEvent event, shim::CuStream before, shim::Cu
 // A shared piece begins with what the kernel moves, whose launch takes little time; the engine's copies follow on the
 // second stream, which starts after what came before the piece and which the piece's event then waits for.
 Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
-                                  uint64_t buffer, uint64_t& moved) noexcept {
+                                  uint64_t buffer, uint64_t& moved, bool& by_engine) noexcept {
   uint64_t share = 0;
   for (size_t parts = 0; parts < kMaxParts && moved < budget && !at_end(copy, cursor); ++parts) {
     const uint64_t before = moved;
     if (share == 0)
       if (const Status s = launch_rows(entry, copy, cursor, budget - moved, moved); !s.ok()) return s;
-    if (moved != before) continue;
+    if (moved != before) {
+      by_engine = true;
+      continue;
+    }
     if (moved == 0 && (share = kernel_share(entry, copy, cursor, budget)) != 0)
       if (const Status s = follow(fork_.get(), stream_.get(), beside_.get()); !s.ok()) return s;
     const bool kernel = moved < share;
@@ -284,6 +287,7 @@ Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy
     const Status s =
         part.engine ? start_engine(entry, copy, cursor, part) : start_kernel(entry, copy, cursor, part, buffer + moved);
     if (!s.ok()) return s;
+    by_engine |= part.engine;
     moved += advance(copy, cursor, part.bytes);
   }
   return share == 0 ? kOkStatus : follow(join_.get(), beside_.get(), stream_.get());
@@ -311,10 +315,10 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
     timed.since = std::chrono::steady_clock::now();
   }
   engine_ = options_.copy_engine && choice_.next(timed.bytes) == EngineChoice::kEngine;
-  by_engine_ = false;
+  bool by_engine = false;
   uint64_t moved = 0;
   const shim::CuStream stream = (beside(*entry) ? beside_ : stream_).get();
-  if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, moved); !s.ok()) return s;
+  if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, moved, by_engine); !s.ok()) return s;
   if (moved == 0) return kOkStatus;
   const shim::CudaDriver& api = shim::cuda().api;
   if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream); r != 0)
@@ -324,7 +328,7 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
   ticket = entry->last_piece = ++launched_;
   if (alone && moved == timed.bytes) {
     timed.ticket = ticket;
-    timed.way = by_engine_ ? EngineChoice::kEngine : EngineChoice::kKernel;
+    timed.way = by_engine ? EngineChoice::kEngine : EngineChoice::kKernel;
     timed_ = timed;
   }
   if (options_.wake)

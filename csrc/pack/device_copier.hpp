@@ -80,7 +80,7 @@ class DeviceCopier final : public DeviceCopy {
   Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
                  uint64_t buffer, uint64_t engine_from) const noexcept;
   Status launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget, uint64_t buffer,
-                      uint64_t& moved) noexcept;
+                      uint64_t& moved, bool& by_engine) noexcept;
   Status follow(shim::CuEvent event, shim::CuStream before, shim::CuStream stream) noexcept;
   Status start_engine(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
                       const Part& part) noexcept;
@@ -122,8 +122,8 @@ class DeviceCopier final : public DeviceCopy {
   std::vector<uint32_t> row_order_;             // scratch: pairs
   EngineChoice choice_;
   Timed timed_;
-  bool engine_ = false, by_engine_ = false;  // may what is being launched use the copy engine, and did it?
-  uint64_t launched_ = 0, done_ = 0;         // tickets
+  bool engine_ = false;               // may what is being launched use the copy engine?
+  uint64_t launched_ = 0, done_ = 0;  // tickets
   Status error_;
 };
 

@@ -63,7 +63,6 @@ Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy&
     if (const auto r = shim::cuda().api.copy_2d_async(&rows, stream_.get()); r != shim::kCuSuccess)
       return fail(r, "cuMemcpy2DAsync");
   }
-  by_engine_ = true;
   moved += row_order_.size() * row;
   cursor.pair += static_cast<uint32_t>(row_order_.size());
   return kOkStatus;
@@ -152,7 +151,6 @@ Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy
   const uint64_t dst = bases->dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
   const shim::CuStream stream = (part.beside ? beside_ : stream_).get();
   const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
-  by_engine_ = true;
   return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
 }
 

@@ -37,7 +37,10 @@ std::string errno_name(int error) {
 std::string Status::to_string() const {
   std::string text = code_name(code);
   if (where != nullptr && *where != '\0') text += std::string(": ") + where;
-  if (native != 0) text += ": " + errno_name(native);
+  if (native_name != nullptr)
+    text += std::string(": ") + native_name + " (" + std::to_string(native) + ")";
+  else if (native != 0)
+    text += ": " + errno_name(native);
   return text;
 }
 

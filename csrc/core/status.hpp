@@ -28,8 +28,9 @@ const char* code_name(Code code) noexcept;
 
 struct Status {
   Code code = Code::kOk;
-  int32_t native = 0;      // errno or the library's own code; 0 when there is none
-  const char* where = "";  // static string naming the call or the check that failed
+  int32_t native = 0;                 // errno or the library's own code; 0 when there is none
+  const char* where = "";             // static string naming the call or the check that failed
+  const char* native_name = nullptr;  // static: what the library calls its code; nullptr: it is an errno
 
   constexpr bool ok() const noexcept { return code == Code::kOk; }
   std::string to_string() const;

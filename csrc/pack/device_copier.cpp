@@ -104,8 +104,18 @@ DeviceCopier::~DeviceCopier() {
 }
 
 Status DeviceCopier::fail(shim::CuResult result, const char* what) noexcept {
-  if (error_.ok()) error_ = {Code::kInternal, result, what};
+  if (error_.ok()) error_ = {Code::kInternal, result, what, shim::cuda_error_name(result)};
   return error_;
+}
+
+// Of a copy of the engine: nothing of one that the driver finds invalid has begun, and the kernel can move it too.
+Status DeviceCopier::fail_engine(shim::CuResult result, const char* what) noexcept {
+  if (result != shim::kCuInvalidValue) return fail(result, what);
+  engine_ = false;
+  engine_refused_ = true;
+  log(LogLevel::kWarning, std::string(what) + " was refused (" + shim::cuda_error_name(result) +
+                              "): the kernel moves long runs of this link from now on; please report this");
+  return kOkStatus;
 }
 
 Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<const uint64_t> src,
@@ -287,6 +297,7 @@ Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy
     const Status s =
         part.engine ? start_engine(entry, copy, cursor, part) : start_kernel(entry, copy, cursor, part, buffer + moved);
     if (!s.ok()) return s;
+    if (part.engine && engine_refused_) continue;  // and now by the kernel
     by_engine |= part.engine;
     moved += advance(copy, cursor, part.bytes);
   }
@@ -314,7 +325,7 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
     timed.bytes = std::min(budget, copy.bytes - position(copy, cursor));
     timed.since = std::chrono::steady_clock::now();
   }
-  engine_ = options_.copy_engine && choice_.next(timed.bytes) == EngineChoice::kEngine;
+  engine_ = options_.copy_engine && !engine_refused_ && choice_.next(timed.bytes) == EngineChoice::kEngine;
   bool by_engine = false;
   uint64_t moved = 0;
   const shim::CuStream stream = (beside(*entry) ? beside_ : stream_).get();
@@ -401,6 +412,7 @@ std::string DeviceCopier::describe() const {
   std::string text =
       std::to_string(blocks_) + " thread blocks" +
       (options_.checksum      ? ", which sum what they read"
+       : engine_refused_      ? ", copy engine refused by the driver"
        : options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
                                     " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
                               : ", no copy engine");

@@ -31,6 +31,8 @@ inline constexpr unsigned kClusterBlocks = 4;  // launched next to one another, 
 // Runs from this size on are shared between the two, which together outrun either: the kernel's share, in 64ths.
 inline constexpr uint64_t kSharedBytes = 4 << 20;
 inline constexpr uint64_t kKernelShare = 32;
+// Single copies from this size on are better left to the engine alone.
+inline constexpr uint64_t kEngineAloneBytes = 64 << 20;
 // With fewer tiles for each warp than this, asking for them costs more than unequal shares.
 inline constexpr uint64_t kTilesToHandOut = 16;
 
@@ -72,9 +74,10 @@ class DeviceCopier final : public DeviceCopy {
   };
 
   Status fail(shim::CuResult result, const char* what) noexcept;
+  Status fail_engine(shim::CuResult result, const char* what) noexcept;
   Status launch_rows(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
                      uint64_t& moved) noexcept;
-  shim::CuCopy2d rows_of(const DevicePair* bases, size_t i, uint64_t row) const noexcept;
+  shim::CuCopy2d rows_of(const PagedCopy& copy, const DevicePair* bases, size_t i, uint64_t row) const noexcept;
   uint64_t kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
                         uint64_t budget) const noexcept;
   Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
@@ -123,6 +126,7 @@ class DeviceCopier final : public DeviceCopy {
   EngineChoice choice_;
   Timed timed_;
   bool engine_ = false;               // may what is being launched use the copy engine?
+  bool engine_refused_ = false;       // the driver did not take a copy of it
   uint64_t launched_ = 0, done_ = 0;  // tickets
   Status error_;
 };

@@ -18,6 +18,10 @@ bool alike(const RegionPair& a, const RegionPair& b) noexcept {
   return a.slot_bytes == b.slot_bytes && a.src_stride == b.src_stride && a.dst_stride == b.dst_stride;
 }
 
+// The driver refuses copies that leave an allocation (CUDA_ERROR_INVALID_VALUE), whatever comes next to it; a region
+// lies in one, or in pieces that the driver takes for one.
+bool same_allocations(const RegionPair& a, const RegionPair& b) noexcept { return a.src == b.src && a.dst == b.dst; }
+
 unsigned alignment_of(const DevicePair& bases, const RegionPair& pair, DeviceForm form) noexcept {
   uint64_t together = pair.slot_bytes;
   if (form == DeviceForm::kPaged || form == DeviceForm::kGather) together |= bases.src | pair.src_stride;
@@ -36,9 +40,9 @@ const DevicePair* DeviceCopier::pairs_of(const TableRing::Entry& entry) const no
   return reinterpret_cast<const DevicePair*>(host_tables_.data() + entry.pairs_at);
 }
 
-// Equal runs an equal distance apart, as in the buffers of a pool, are the rows of one engine copy. Takes the pairs
-// from the cursor on that fit the budget, in the order of their addresses, when few such copies move them: an allocator
-// may have laid them out in any order. Moves nothing when the kernel is ahead.
+// Equal runs an equal distance apart in one region, as where one holds all layers, are the rows of one engine copy.
+// Takes the pairs from the cursor on that fit the budget, in the order of their addresses, as they may come in any.
+// Moves nothing where so many such copies would be needed that the kernel is ahead, or the two together.
 Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
                                  uint64_t& moved) noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
@@ -52,16 +56,17 @@ Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy&
   const DevicePair* bases = pairs_of(entry);
   std::ranges::sort(row_order_, {}, [&](uint32_t i) { return bases[i].src; });
   size_t copies = 0;
-  for (size_t i = 0; i < row_order_.size(); i += rows_of(bases, i, row).rows) ++copies;
-  if (copies == row_order_.size() || copies * kEngineBytes > row_order_.size() * row) return kOkStatus;
+  for (size_t i = 0; i < row_order_.size(); i += rows_of(copy, bases, i, row).rows) ++copies;
+  const uint64_t least = copies == 1 || row < kSharedBytes ? kEngineBytes : kEngineAloneBytes;
+  if (copies == row_order_.size() || copies * least > row_order_.size() * row) return kOkStatus;
   const Run& run = copy.runs[0];
   for (size_t i = 0; i < row_order_.size();) {
-    shim::CuCopy2d rows = rows_of(bases, i, row);
+    shim::CuCopy2d rows = rows_of(copy, bases, i, row);
     i += rows.rows;
     rows.from.device += run.src_slot * pair.src_stride;
     rows.to.device += run.dst_slot * pair.dst_stride;
     if (const auto r = shim::cuda().api.copy_2d_async(&rows, stream_.get()); r != shim::kCuSuccess)
-      return fail(r, "cuMemcpy2DAsync");
+      return fail_engine(r, "cuMemcpy2DAsync");
   }
   moved += row_order_.size() * row;
   cursor.pair += static_cast<uint32_t>(row_order_.size());
@@ -69,7 +74,8 @@ Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy&
 }
 
 // The pairs from the i-th of row_order_ on that are rows of one copy, from slot 0 on.
-shim::CuCopy2d DeviceCopier::rows_of(const DevicePair* bases, size_t i, uint64_t row) const noexcept {
+shim::CuCopy2d DeviceCopier::rows_of(const PagedCopy& copy, const DevicePair* bases, size_t i,
+                                     uint64_t row) const noexcept {
   shim::CuCopy2d rows{};
   rows.from.type = rows.to.type = shim::kCuMemoryUnified;
   rows.from.device = bases[row_order_[i]].src;
@@ -78,6 +84,7 @@ shim::CuCopy2d DeviceCopier::rows_of(const DevicePair* bases, size_t i, uint64_t
   rows.rows = 1;
   const auto step = [&](size_t at, auto side) { return bases[row_order_[at]].*side - bases[row_order_[at - 1]].*side; };
   for (size_t at = i + 1; at < row_order_.size(); ++at, ++rows.rows) {
+    if (!same_allocations(copy.pairs[row_order_[at]], copy.pairs[row_order_[i]])) break;
     const uint64_t src = step(at, &DevicePair::src), dst = step(at, &DevicePair::dst);
     if (rows.rows == 1 && std::min(src, dst) >= row && std::max(src, dst) <= max_pitch_ &&
         (src | dst) % kPitchUnit == 0)
@@ -95,10 +102,10 @@ uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCo
   const RegionPair& pair = copy.pairs[cursor.pair];
   const uint64_t bytes = std::min(budget, copy.bytes - position(copy, cursor));
   if (entry.form != DeviceForm::kPaged || !engine_ || !dense(pair) || bytes < 4 * kSharedBytes) return 0;
-  bool longest = true;  // the copy engine alone is as good
+  bool longest = true;  // the copy engine alone is ahead
   for (const Run& run : copy.runs) {
     if (run.count * pair.slot_bytes < kSharedBytes) return 0;
-    longest = longest && run.count * pair.slot_bytes >= kEngineBytes;
+    longest = longest && run.count * pair.slot_bytes >= kEngineAloneBytes;
   }
   if (longest) return 0;
   uint64_t share = 0;  // whole runs: what is left of one might be too short for the engine
@@ -106,7 +113,7 @@ uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCo
     const uint64_t slots = copy.runs[at.run].count - uint64_t{at.slot};
     share += advance(copy, at, slots * copy.pairs[at.pair].slot_bytes - at.byte);
   }
-  return share;
+  return share < bytes ? share : 0;  // a single run: the engine's
 }
 
 // The longest part at the cursor that one kernel or one engine copy can move.
@@ -151,7 +158,7 @@ Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy
   const uint64_t dst = bases->dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
   const shim::CuStream stream = (part.beside ? beside_ : stream_).get();
   const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
-  return result == shim::kCuSuccess ? kOkStatus : fail(result, "cuMemcpyAsync");
+  return result == shim::kCuSuccess ? kOkStatus : fail_engine(result, "cuMemcpyAsync");
 }
 
 }  // namespace pdxfer::pack

@@ -122,6 +122,12 @@ const CudaLibrary& cuda() {
   return *loaded;
 }
 
+const char* cuda_error_name(CuResult result) noexcept {
+  const char* name = nullptr;
+  if (cuda().api.get_error_name != nullptr) cuda().api.get_error_name(result, &name);
+  return name != nullptr ? name : "CUDA error";
+}
+
 std::string cuda_error(CuResult result) { return error_text(cuda().api, result); }
 
 void cuda_check(CuResult result, const char* what) {

@@ -75,6 +75,7 @@ static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12 && size
               sizeof(CuLaunchAttribute) == 72 && sizeof(CuLaunch) == 56);
 
 inline constexpr CuResult kCuSuccess = 0;
+inline constexpr CuResult kCuInvalidValue = 1;
 inline constexpr CuResult kCuNotReady = 600;
 inline constexpr CuResult kCuPeerAlreadyEnabled = 704;
 inline constexpr int kCuLocationDevice = 1;
@@ -179,6 +180,8 @@ void replace_cuda(const CudaLibrary& replacement) noexcept;
 
 // "CUDA_ERROR_INVALID_VALUE (invalid argument)".
 std::string cuda_error(CuResult result);
+// "CUDA_ERROR_INVALID_VALUE": the driver's own static string. Never nullptr, allocates nothing.
+const char* cuda_error_name(CuResult result) noexcept;
 // Throws Error(kUnavailable) "what: CUDA_ERROR_...".
 void cuda_check(CuResult result, const char* what);
 

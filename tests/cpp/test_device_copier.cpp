@@ -238,11 +238,38 @@ TEST_CASE("equal runs an equal distance apart are one copy of the engine") {
   PagedCopy backwards = buffers(kPairs, kRun, even);
   for (uint32_t i = 0; i < kPairs; ++i) backwards.pairs[i].src_offset = backwards.pairs[kPairs - 1 - i].dst_offset;
   CHECK(engine_copies(backwards, UINT64_MAX) == 0);
+  // Buffers of their own, one behind the other or not, are not one copy: the driver would refuse it.
+  PagedCopy separate = buffers(kPairs, kRun, even);
+  for (uint32_t i = 0; i < kPairs; ++i) separate.pairs[i].src = 10 + i;
+  CHECK(engine_copies(separate, UINT64_MAX) == 0);
+  for (uint32_t i = 0; i < kPairs; ++i) separate.pairs[i].src = 10 + i / 20;
+  CHECK(engine_copies(separate, UINT64_MAX) == 2);
+  for (uint32_t i = 0; i < kPairs; ++i) separate.pairs[i].dst = 10 + i % 2;
+  CHECK(engine_copies(separate, UINT64_MAX) == 0);
   // A pair of another shape among them ends a copy.
   PagedCopy mixed = buffers(kPairs, kRun, even);
   mixed.pairs[18].slot_bytes = mixed.pairs[18].src_stride = mixed.pairs[18].dst_stride = 512;
   mixed.seal();
   CHECK(engine_copies(mixed, UINT64_MAX) == 2);
+}
+
+TEST_CASE("what the driver refuses to the copy engine goes by the kernel") {
+  fake_cuda::install();
+  constexpr uint32_t kRun = 4608, kPairs = 6;  // 4.5 MiB
+  Buffers memory(uint64_t{kPairs} * (kRun + 64) << 10);
+  const PagedCopy rows = buffers(kPairs, kRun, [](uint64_t i) { return i << 10; });
+  const PagedCopy shared = buffers(kPairs, kRun, [](uint64_t i) { return i * i << 10; });
+  const PagedCopy run = buffers(1, 5 * kRun, [](uint64_t) { return 0; });
+  for (const PagedCopy& copy : {rows, shared, run}) {
+    DeviceCopier copier(0, {});
+    CHECK(engine_copies_of(copier, copy, memory, UINT64_MAX) > 0);
+    for (int i = 0; i < 2; ++i) {
+      fake_cuda::refuse_engine_copies(i == 0);  // and it is not asked again
+      std::memset(memory.dst, 0, uint64_t{kPairs} * (kRun + 64) << 10);
+      CHECK(engine_copies_of(copier, copy, memory, UINT64_MAX) == 0);
+      CHECK(copier.describe().find("refused by the driver") != std::string::npos);
+    }
+  }
 }
 
 TEST_CASE("long runs go by the kernel when the copy engine is found to be slower") {
@@ -377,6 +404,7 @@ TEST_CASE("a device error is final, and names the call") {
     const Status status = copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket);
     CHECK(status.code == Code::kInternal);
     CHECK(status.native == 719);
+    CHECK(status.to_string().ends_with(": CUDA_ERROR_FAKE (719)"));  // not an errno
     CHECK(std::string(status.where) == "cuLaunchKernel of pdx_paged_copy");
   }
 }

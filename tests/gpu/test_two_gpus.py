@@ -40,6 +40,13 @@ def test_slices_latent_rows_and_odd_sizes(tmp_path: Path, shape: list[str]) -> N
     assert all(row["verified"] for row in rows(tmp_path, "--tokens", "512", *shape))
 
 
+def test_long_runs_in_buffers_that_lie_next_to_one_another(tmp_path: Path) -> None:
+    """Each buffer is an allocation of its own, which the driver places at even distances; no copy may leave one."""
+    shape = ["--tokens", "16384", "--page-size", "1", "--pattern", "contiguous"]
+    found = rows(tmp_path, *shape)
+    assert found[0]["verified"] and "copy engine for" in found[0]["path"]
+
+
 def test_both_directions_and_small_transfers(tmp_path: Path) -> None:
     found = rows(tmp_path, "--tokens", "512", "--page-size", "1", "--study", "latency,duplex")
     studied = [row for row in found if row.get("study")]

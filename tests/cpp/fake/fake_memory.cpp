@@ -17,7 +17,7 @@ namespace fake_cuda {
 namespace {
 
 using namespace pdxfer::shim;
-constexpr CuResult kInvalidValue = 1, kInvalidContext = 201, kPeerUnsupported = 217, kNotSupported = 801;
+constexpr CuResult kInvalidContext = 201, kPeerUnsupported = 217, kNotSupported = 801;
 std::atomic<bool> refused{false}, dmabuf_refused{false};
 
 struct Handle {
@@ -52,7 +52,7 @@ CuResult address_range(CuDevicePtr* base, size_t* bytes, CuDevicePtr pointer) {
   MemoryTable& table = memory();
   const std::lock_guard lock(table.mutex);
   const auto it = table.find(pointer);
-  if (it == table.by_address.end()) return kInvalidValue;
+  if (it == table.by_address.end()) return kCuInvalidValue;
   *base = it->first;
   *bytes = it->second.bytes;
   return kCuSuccess;
@@ -62,7 +62,7 @@ CuResult ipc_get(CuIpcHandle* out, CuDevicePtr pointer) {
   MemoryTable& table = memory();
   const std::lock_guard lock(table.mutex);
   const auto it = table.find(pointer);
-  if (it == table.by_address.end() || it->second.piece || it->second.imported) return kInvalidValue;
+  if (it == table.by_address.end() || it->second.piece || it->second.imported) return kCuInvalidValue;
   struct stat info {};
   ::fstat(it->second.fd, &info);
   const Handle handle{::getpid(), it->second.fd, it->second.bytes, info.st_ino};
@@ -81,7 +81,7 @@ CuResult ipc_open(CuDevicePtr* out, CuIpcHandle in, unsigned) {
   struct stat info {};
   if (fd < 0 || ::fstat(fd, &info) != 0 || info.st_ino != handle.inode) {
     if (fd >= 0) ::close(fd);
-    return kInvalidValue;
+    return kCuInvalidValue;
   }
   MemoryTable& table = memory();
   const std::lock_guard lock(table.mutex);
@@ -96,7 +96,7 @@ CuResult free_memory(CuDevicePtr pointer) {
   MemoryTable& table = memory();
   const std::lock_guard lock(table.mutex);
   const auto it = table.by_address.find(pointer);
-  if (it == table.by_address.end()) return kInvalidValue;
+  if (it == table.by_address.end()) return kCuInvalidValue;
   if (it->second.imported) --table.imported;
   ::munmap(reinterpret_cast<void*>(it->first), it->second.bytes);
   ::close(it->second.fd);
@@ -109,7 +109,7 @@ CuResult vmm_retain(CuMemHandle* out, void* address) {
   MemoryTable& table = memory();
   const std::lock_guard lock(table.mutex);
   const auto it = table.find(reinterpret_cast<uint64_t>(address));
-  if (it == table.by_address.end() || !it->second.piece) return kInvalidValue;
+  if (it == table.by_address.end() || !it->second.piece) return kCuInvalidValue;
   *out = static_cast<CuMemHandle>(it->second.fd) + 1;
   return kCuSuccess;
 }
@@ -134,14 +134,14 @@ CuResult vmm_reserve(CuDevicePtr* out, size_t bytes, size_t, CuDevicePtr, unsign
   return at == MAP_FAILED ? 2 : kCuSuccess;
 }
 CuResult vmm_free(CuDevicePtr at, size_t bytes) {
-  return ::munmap(reinterpret_cast<void*>(at), bytes) == 0 ? kCuSuccess : kInvalidValue;
+  return ::munmap(reinterpret_cast<void*>(at), bytes) == 0 ? kCuSuccess : kCuInvalidValue;
 }
 CuResult vmm_map(CuDevicePtr at, size_t bytes, size_t, CuMemHandle handle, unsigned long long) {
   MemoryTable& table = memory();
   const std::lock_guard lock(table.mutex);
   const int fd = ::fcntl(static_cast<int>((handle & 0xffffffff) - 1), F_DUPFD_CLOEXEC, 0);
   struct stat info {};
-  if (::fstat(fd, &info) != 0 || static_cast<size_t>(info.st_size) != bytes) return kInvalidValue;
+  if (::fstat(fd, &info) != 0 || static_cast<size_t>(info.st_size) != bytes) return kCuInvalidValue;
   map_fd(fd, bytes, reinterpret_cast<void*>(at));
   table.by_address[at] = {bytes, fd, 0, true, true};
   ++table.imported;
@@ -163,17 +163,17 @@ CuResult vmm_unmap(CuDevicePtr at, size_t bytes) {
 CuResult range_handle(void* out, CuDevicePtr begin, size_t bytes, int type, unsigned long long) {
   constexpr uint64_t kPage = 4096;
   if (dmabuf_refused) return kNotSupported;
-  if (type != kCuRangeHandleDmaBuf || bytes == 0 || begin % kPage != 0 || bytes % kPage != 0) return kInvalidValue;
+  if (type != kCuRangeHandleDmaBuf || bytes == 0 || begin % kPage != 0 || bytes % kPage != 0) return kCuInvalidValue;
   MemoryTable& table = memory();
   const std::lock_guard lock(table.mutex);
   for (uint64_t at = begin; at < begin + bytes;) {
     const auto it = table.find(at);
-    if (it == table.by_address.end()) return kInvalidValue;
+    if (it == table.by_address.end()) return kCuInvalidValue;
     at = it->first + (it->second.bytes + kPage - 1) / kPage * kPage;
   }
   const DmabufContent content{begin, bytes};
   const int fd = ::memfd_create("fake-dma-buf", MFD_CLOEXEC);
-  if (::write(fd, &content, sizeof content) != static_cast<ssize_t>(sizeof content)) return kInvalidValue;
+  if (::write(fd, &content, sizeof content) != static_cast<ssize_t>(sizeof content)) return kCuInvalidValue;
   *static_cast<int*>(out) = fd;
   return kCuSuccess;
 }

@@ -25,7 +25,7 @@ thread_local std::vector<uintptr_t> contexts;  // ordinal + 1
 std::atomic<unsigned> delay_us{0}, engine_delay_ms{0};
 std::atomic<int> launch_failure{0};
 std::atomic<unsigned> copies{0}, clustered{0};
-std::atomic<bool> no_clusters{false};
+std::atomic<bool> no_clusters{false}, no_engine{false};
 
 class Stream {
  public:
@@ -117,7 +117,16 @@ void post_engine_copy(CuStream stream, std::function<void()> work) {
   });
 }
 
+// A copy that leaves cudaMalloc's memory is invalid, whatever lies behind that; pieces are one memory.
+bool leaves_allocation(CuDevicePtr from, size_t bytes) {
+  MemoryTable& table = memory();
+  const std::lock_guard lock(table.mutex);
+  const auto it = table.find(from);
+  return it != table.by_address.end() && !it->second.piece && from + bytes > it->first + it->second.bytes;
+}
+
 CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
+  if (no_engine || leaves_allocation(from, bytes) || leaves_allocation(to, bytes)) return kCuInvalidValue;
   post_engine_copy(stream,
                    [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
   return kCuSuccess;
@@ -127,7 +136,11 @@ CuResult copy_2d_async(const CuCopy2d* what, CuStream stream) {
   const CuCopy2d copy = *what;
   if (copy.from.type != kCuMemoryUnified || copy.to.type != kCuMemoryUnified || copy.from.pitch < copy.row_bytes ||
       copy.to.pitch < copy.row_bytes)
-    return 1;
+    return kCuInvalidValue;
+  const auto span = [&](size_t pitch) { return (copy.rows - 1) * pitch + copy.row_bytes; };
+  if (no_engine || leaves_allocation(copy.from.device, span(copy.from.pitch)) ||
+      leaves_allocation(copy.to.device, span(copy.to.pitch)))
+    return kCuInvalidValue;
   post_engine_copy(stream, [=] {
     for (size_t row = 0; row < copy.rows; ++row)
       std::memcpy(reinterpret_cast<void*>(copy.to.device + row * copy.to.pitch),
@@ -150,6 +163,7 @@ int current_ordinal() { return contexts.empty() ? 0 : static_cast<int>(contexts.
 unsigned engine_copies() { return copies; }
 unsigned clustered_launches() { return clustered; }
 void refuse_clusters(bool refused) { no_clusters = refused; }
+void refuse_engine_copies(bool refused) { no_engine = refused; }
 void set_delay_us(unsigned microseconds) { delay_us = microseconds; }
 void set_engine_delay_ms(unsigned ms) { engine_delay_ms = ms; }
 void fail_next_launch(int result) { launch_failure = result; }

@@ -40,8 +40,8 @@ inline constexpr Status kOkStatus{};
 
 class Error : public std::runtime_error {
  public:
-  Error(Code code, const std::string& what, int32_t native = 0)
-      : std::runtime_error(what), status_{code, native, code_name(code)} {}
+  Error(Code code, const std::string& what, int32_t native = 0, const char* native_name = nullptr)
+      : std::runtime_error(what), status_{code, native, code_name(code), native_name} {}
   const Status& status() const noexcept { return status_; }
   Code code() const noexcept { return status_.code; }
 

@@ -131,7 +131,8 @@ const char* cuda_error_name(CuResult result) noexcept {
 std::string cuda_error(CuResult result) { return error_text(cuda().api, result); }
 
 void cuda_check(CuResult result, const char* what) {
-  if (result != kCuSuccess) throw Error(Code::kUnavailable, std::string(what) + ": " + cuda_error(result));
+  if (result != kCuSuccess)
+    throw Error(Code::kUnavailable, std::string(what) + ": " + cuda_error(result), result, cuda_error_name(result));
 }
 
 }  // namespace pdxfer::shim

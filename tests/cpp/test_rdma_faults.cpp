@@ -124,6 +124,7 @@ TEST_CASE("a request that a device refuses as wrong ends its batch, typed, and n
       CHECK(c.status.code == Code::kInvalid);
       CHECK(c.status.native == status);
       CHECK(std::string(c.status.where).find("was deregistered") != std::string::npos);
+      CHECK(c.status.to_string().ends_with(": ? (" + std::to_string(status) + ")"));  // verbs' name, not an errno's
     }
     CHECK(refused > 0);
     CHECK(refused < scene.batches.size());

@@ -16,7 +16,8 @@ constexpr size_t kPiecesPerMessage = 64;  // descriptors
 Status status_of(const Header& ack) noexcept {
   if (ack.code == static_cast<int32_t>(Code::kCorrupt)) return kCorrupted;
   const bool known = ack.code >= 0 && ack.code < static_cast<int32_t>(Code::kCorrupt);
-  return {known ? static_cast<Code>(ack.code) : Code::kInternal, ack.native, "the receiving end"};
+  return {known ? static_cast<Code>(ack.code) : Code::kInternal, ack.native, "the receiving end",
+          ack.native != 0 ? "its own code" : nullptr};  // an errno or one of CUDA's
 }
 
 }  // namespace

@@ -75,7 +75,8 @@ DmabufRange export_dmabuf(const Buffer& buffer) {
   int fd = -1;
   const shim::CuResult result = cuda.api.mem_range_handle(&fd, begin, end - begin, shim::kCuRangeHandleDmaBuf, 0);
   if (result != shim::kCuSuccess)
-    throw Error(Code::kUnavailable, "cuMemGetHandleForAddressRange: " + shim::cuda_error(result), result);
+    throw Error(Code::kUnavailable, "cuMemGetHandleForAddressRange: " + shim::cuda_error(result), result,
+                shim::cuda_error_name(result));
   return {sys::UniqueFd(fd), address - begin};
 }
 

@@ -61,8 +61,9 @@ void RdmaLink::on_completion(Rail& rail, const shim::IbvWc& wc) {
     give_up(*failed->batch, {Code::kInvalid, wc.status,
                              wc.status == shim::kIbvWcRemAccessErr || wc.status == shim::kIbvWcRemInvReqErr
                                  ? "a destination region was deregistered"
-                                 : "a source region was deregistered"});
-  doom(rail, {Code::kPeerLost, wc.status, hub_.api.wc_status_str(wc.status)});
+                                 : "a source region was deregistered",
+                             hub_.api.wc_status_str(wc.status)});
+  doom(rail, {Code::kPeerLost, wc.status, "an RDMA request", hub_.api.wc_status_str(wc.status)});
 }
 
 void RdmaLink::doom(Rail& rail, Status why) {
@@ -90,7 +91,8 @@ void RdmaLink::tear_down(Rail& rail) {
                  !rail.port.dead.load();
   rail.take_unfinished([&](const Work& work) {
     if (work.kind == Work::Kind::kExtent && std::exchange(suspect, false) && ++work.batch->strikes == kMostStrikes)
-      give_up(*work.batch, {Code::kInvalid, rail.why.native, "its requests broke one queue pair after another"});
+      give_up(*work.batch, {Code::kInvalid, rail.why.native, "its requests broke one queue pair after another",
+                            rail.why.native_name});
     if (work.kind == Work::Kind::kChunk) retry_.push_back(work);
     if (work.kind != Work::Kind::kExtent) return;
     if (work.batch->given_up.ok()) {
@@ -230,7 +232,7 @@ void RdmaLink::bound_outage(Clock::time_point now) {
   for (const Clock::time_point since : {outage_since_, fruitless_since_}) {
     if (since == Clock::time_point{} || now - since <= patience || !lost_.ok()) continue;
     const Status why = why_down();
-    die({Code::kPeerLost, why.native, why.where});
+    die({Code::kPeerLost, why.native, why.where, why.native_name});
   }
 }
 

@@ -74,7 +74,7 @@ Status pin_slots(const HostPin& pin, int device, const sys::Mapping& memory, std
   } catch (const Error& error) {
     why = "page-locking " + std::to_string(memory.bytes() >> 20) + " MiB of staging memory failed (" + error.what() +
           "): lower staging_bytes, or let the process lock more (ulimit -l, the container's memory limit)";
-    return {Code::kUnavailable, error.status().native, kWhat};
+    return {Code::kUnavailable, error.status().native, kWhat, error.status().native_name};
   } catch (const std::exception&) {
     why = "no memory to page-lock staging memory";
     return {Code::kUnavailable, 0, kWhat};

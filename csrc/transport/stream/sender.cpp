@@ -110,7 +110,8 @@ void Sender::fill() {
     else if (!begin_next())
       break;
   }
-  if (window_ > kPackBytes || !worth_packing(window_, end_, kSmallSent)) return;
+  if (window_ > kPackBytes || !worth_packing(window_, end_, kSmallSent))
+    return prefetch_beginnings({iov_.data(), end_});
   packed_.resize(kPackBytes);
   gather({iov_.data(), end_}, packed_.data());
   iov_[0] = {packed_.data(), window_};

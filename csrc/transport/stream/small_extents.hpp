@@ -21,10 +21,11 @@ namespace pdxfer::transport::stream {
 inline constexpr size_t kPackBytes = 144 << 10;      // a window and what may follow it; several fit a core's L2 cache
 inline constexpr uint64_t kSmallSent = 2 << 10;      // mean size below which a window is gathered
 inline constexpr uint64_t kSmallReceived = 8 << 10;  // and below which it is scattered
+inline constexpr size_t kFewExtents = 4;             // of which nothing is gained
 inline constexpr size_t kCacheLine = 64;
 
 inline bool worth_packing(uint64_t bytes, size_t extents, uint64_t small) noexcept {
-  return extents > 4 && bytes / extents < small;
+  return extents > kFewExtents && bytes / extents < small;
 }
 
 // Prefetches the extents piece by piece, in order.
@@ -59,6 +60,15 @@ inline void gather(std::span<const iovec> extents, std::byte* to) noexcept {
       to += bytes;
       done += bytes;
     }
+}
+
+// Of extents that the kernel is to read, but for contiguous ones: it stalls where each begins, and foresees the rest.
+inline void prefetch_beginnings(std::span<const iovec> extents) noexcept {
+  constexpr size_t kBeginning = 256;
+  if (extents.size() <= kFewExtents) return;
+  for (const iovec& extent : extents)
+    for (size_t at = 0; at < std::min(kBeginning, extent.iov_len); at += kCacheLine)
+      __builtin_prefetch(static_cast<const std::byte*>(extent.iov_base) + at, 0, 2);
 }
 
 // Copies with stores past the caches, lines that are whole; stream_fence() makes them visible.

@@ -43,6 +43,8 @@ class Error : public std::runtime_error {
   Error(Code code, const std::string& what, int32_t native = 0, const char* native_name = nullptr)
       : std::runtime_error(what), status_{code, native, code_name(code), native_name} {}
   const Status& status() const noexcept { return status_; }
+  // The same on the data path: `where` is a static string, the native code keeps its name.
+  Status at(const char* where) const noexcept { return {status_.code, status_.native, where, status_.native_name}; }
   Code code() const noexcept { return status_.code; }
 
  private:

@@ -414,7 +414,8 @@ std::string DeviceCopier::describe() const {
       (options_.checksum      ? ", which sum what they read"
        : engine_refused_      ? ", copy engine refused by the driver"
        : options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
-                                    " KiB and more, shared from " + std::to_string(kSharedBytes >> 10)
+                                    " KiB and more, shared from " + std::to_string(kSharedBytes >> 10) + " to " +
+                                    std::to_string(kEngineAloneBytes >> 10)
                               : ", no copy engine");
   const auto measured = [&](EngineChoice::Way way, const char* name) {
     if (choice_.gbps(way) > 0) text += ", " + std::to_string(std::lround(choice_.gbps(way))) + " GB/s by " + name;

@@ -129,7 +129,7 @@ void RdmaLink::reopen(Rail& rail, const Frame* offer) {
     if (offer != nullptr) rail.connect(offer->qp);
     send_frame(offer != nullptr ? FrameType::kAnswer : FrameType::kOffer, rail, mine);
   } catch (const Error& error) {
-    rail.why = {error.code(), error.status().native, "a new queue pair was refused"};
+    rail.why = error.at("a new queue pair was refused");
     rail.fenced_here = true;
     rail.fenced_there = offer == nullptr;
     rail.since = Clock::now();
@@ -160,7 +160,7 @@ void RdmaLink::on_frame(const Frame& frame) {
       probe(rail);
     } catch (const Error& error) {
       rail.state = Rail::State::kConnecting;  // connect() closed it: let it fail like any other
-      doom(rail, {error.code(), error.status().native, "a new queue pair was refused"});
+      doom(rail, error.at("a new queue pair was refused"));
     }
   } else if (frame.type == FrameType::kReady && role_ == Role::kAccept && rail.state == Rail::State::kConnecting) {
     probe(rail);

@@ -89,7 +89,7 @@ void RdmaLink::start(const Hello& theirs) {
       ++failed;
       reasons += (reasons.empty() ? "" : "; ") + std::string(error.what());
       rails_[i]->state = Rail::State::kConnecting;
-      doom(*rails_[i], {error.code(), error.status().native, "ibv_modify_qp failed"});
+      doom(*rails_[i], error.at("ibv_modify_qp failed"));
     }
   }
   if (failed == rails_.size()) throw Error(Code::kUnavailable, reasons);

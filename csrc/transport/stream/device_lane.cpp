@@ -54,7 +54,7 @@ Status DeviceLane::open(int ordinal, std::string& why) noexcept {
     return kOkStatus;
   } catch (const Error& error) {
     why = error.what();
-    return {error.code(), error.status().native, kWhat, error.status().native_name};
+    return error.at(kWhat);
   } catch (const std::exception& error) {
     why = error.what();
     return {Code::kUnavailable, 0, kWhat};

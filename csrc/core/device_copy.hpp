@@ -34,6 +34,7 @@ struct DeviceCopyOptions {
   uint32_t pieces = 64;          // in flight at most
   bool copy_engine = true;       // long contiguous runs by the copy engine in place of a kernel
   bool checksum = false;         // pieces of kPaged and kSum are summed, so the kernel moves all of them
+  uint32_t* progress = nullptr;  // pinned memory that outlives the copies: see tells()
   std::function<void()> wake{};  // when set: called, on a thread of the driver, after each piece; must not call CUDA
 };
 
@@ -67,6 +68,11 @@ class DeviceCopy {
   // At least so many bytes of the piece, from its beginning on, are in place and visible to the whole system: told
   // while it is under way, so that the other end may begin to look at them. 0 without DeviceCopyOptions::checksum.
   virtual uint64_t landed(DeviceTicket ticket) const noexcept = 0;
+
+  // Is the lower half of each kPaged piece's ticket written to DeviceCopyOptions::progress when that piece and those
+  // before it are over, so that whoever can read the word knows without asking the driver? False where the driver
+  // cannot; asked after a launch, it is true of that piece.
+  virtual bool tells() const noexcept = 0;
 
   // "16 blocks, copy engine from 1 MiB runs, ...": for explain().
   virtual std::string describe() const = 0;

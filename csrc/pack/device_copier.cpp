@@ -62,6 +62,7 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
       host_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
       device_tables_((sys::CudaScope(kernels_.context()), ring_.bytes())),
       tiles_taken_((sys::CudaScope(kernels_.context()), std::as_bytes(std::span(tiles_given_)))),
+      blocks_over_((sys::CudaScope(kernels_.context()), std::as_bytes(std::span(tiles_given_).first(1)))),
       fork_((sys::CudaScope(kernels_.context()), sys::CudaEvent())),
       join_((sys::CudaScope(kernels_.context()), sys::CudaEvent())) {
   const auto processors = static_cast<unsigned>(kernels_.context().attribute(shim::kCuAttributeMultiprocessors));
@@ -72,6 +73,7 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
   reading_blocks_ = blocks(kReadingBlocks);
   clusters_ =
       kernels_.context().attribute(shim::kCuAttributeMajor) >= 9 && shim::cuda().api.launch_kernel_ex != nullptr;
+  tells_ = options.progress != nullptr && shim::cuda().api.stream_write_value != nullptr;
   max_pitch_ = static_cast<uint64_t>(kernels_.context().attribute(shim::kCuAttributeMaxPitch));
   const sys::CudaScope scope(kernels_.context());
   events_.reserve(std::max<size_t>(options.pieces, 1));
@@ -247,6 +249,7 @@ Status DeviceCopier::start_kernel(TableRing::Entry& entry, const PagedCopy& copy
     args.report = report_of(launched_ + 1);
     if (part.whole && entry.form == DeviceForm::kPaged) tell_shares(args, part);
   }
+  if (tells_ && part.last && entry.form == DeviceForm::kPaged) have_progress_told(args);
   write_slots(entry, copy);
   const uint64_t slots_at = first_slot * sizeof(DeviceSlot);
   const uint64_t pairs_at = entry.pairs_at - entry.begin + cursor.pair * sizeof(DevicePair);
@@ -274,17 +277,43 @@ Status DeviceCopier::follow(shim::CuEvent event, shim::CuStream before, shim::Cu
   return r == shim::kCuSuccess ? kOkStatus : fail(r, "cuStreamWaitEvent");
 }
 
+// By the kernel that ends a piece of slots to slots.
+void DeviceCopier::have_progress_told(PagedCopyArgs& args) const noexcept {
+  args.piece = static_cast<unsigned>(launched_ + 1);
+  args.progress = options_.progress;
+  args.blocks_over = reinterpret_cast<unsigned*>(blocks_over_.get());
+}
+
+// Where no kernel ends a piece of slots to slots. The driver makes everything before the write visible to the whole
+// system first, and what comes after it in the stream waits for that: 1 % of the rate of 235 MB pieces, one behind the
+// other, so kernels write it themselves.
+Status DeviceCopier::tell_progress(DeviceTicket ticket) noexcept {
+  const auto result = shim::cuda().api.stream_write_value(
+      stream_.get(), reinterpret_cast<shim::CuDevicePtr>(options_.progress), static_cast<uint32_t>(ticket), 0);
+  if (result == shim::kCuNotSupported) tells_ = false;
+  return result == shim::kCuSuccess || !tells_ ? kOkStatus : fail(result, "cuStreamWriteValue32");
+}
+
+// Does the word say that this piece is over? It is cheaper to look at than an event, and tells no errors.
+bool DeviceCopier::told(DeviceTicket ticket) const noexcept {
+  if (!tells_ || on_beside_[ticket % events_.size()]) return false;
+  const uint32_t now = std::atomic_ref(*options_.progress).load(std::memory_order_acquire);
+  return static_cast<int32_t>(now - static_cast<uint32_t>(ticket)) >= 0;
+}
+
 // A shared piece begins with what the kernel moves, whose launch takes little time; the engine's copies follow on the
-// second stream, which starts after what came before the piece and which the piece's event then waits for.
+// second stream, which starts after what came before the piece and which the piece's event then waits for. `budget` is
+// no more than there is.
 Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
-                                  uint64_t buffer, uint64_t& moved, bool& by_engine) noexcept {
+                                  uint64_t buffer, Launched& piece) noexcept {
+  uint64_t& moved = piece.bytes;
   uint64_t share = 0;
-  for (size_t parts = 0; parts < kMaxParts && moved < budget && !at_end(copy, cursor); ++parts) {
+  for (size_t parts = 0; parts < kMaxParts && moved < budget; ++parts) {
     const uint64_t before = moved;
     if (share == 0)
       if (const Status s = launch_rows(entry, copy, cursor, budget - moved, moved); !s.ok()) return s;
     if (moved != before) {
-      by_engine = true;
+      piece.by_engine = true;
       continue;
     }
     if (moved == 0 && (share = kernel_share(entry, copy, cursor, budget)) != 0)
@@ -293,12 +322,14 @@ Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy
     const uint64_t engine_from = kernel ? UINT64_MAX : share != 0 ? kSharedBytes : kEngineBytes;
     Part part = next_part(entry, copy, cursor, (kernel ? share : budget) - moved, buffer + moved, engine_from);
     part.beside = share != 0 ? part.engine : beside(entry);
-    part.whole = reports_ && moved == 0 && part.bytes == std::min(budget, copy.bytes - position(copy, cursor));
+    part.last = moved + part.bytes == budget;
+    part.whole = part.last && moved == 0;
     const Status s =
         part.engine ? start_engine(entry, copy, cursor, part) : start_kernel(entry, copy, cursor, part, buffer + moved);
     if (!s.ok()) return s;
     if (part.engine && engine_refused_) continue;  // and now by the kernel
-    by_engine |= part.engine;
+    piece.by_engine |= part.engine;
+    piece.told = part.last && !part.engine && !entry.buffered();
     moved += advance(copy, cursor, part.bytes);
   }
   return share == 0 ? kOkStatus : follow(join_.get(), beside_.get(), stream_.get());
@@ -310,36 +341,39 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
   if (!error_.ok()) return error_;
   TableRing::Entry* entry = ring_.find(tables);
   if (entry == nullptr || entry->released) return {Code::kInternal, 0, "tables that are not prepared"};
-  if (launched_ - done_ >= events_.size()) {
-    bool over = false;
+  bool over = false;
+  if (launched_ - done_ >= events_.size())
     if (const Status s = done(done_ + 1, over); !s.ok() || !over) return s;
-  }
+  if (launched_ != done_ && told(launched_))  // nobody asked since
+    if (const Status s = done(launched_, over); !s.ok()) return s;
   const Current current(kernels_.context());
   if (current.result() != shim::kCuSuccess) return fail(current.result(), "cuCtxPushCurrent");
   if (reports_) {
     std::memset(report_of(launched_ + 1), 0, report_bytes());
     told_[(launched_ + 1) % told_.size()] = {};
   }
+  budget = std::min(budget, bytes_left(*entry, copy, cursor));
   Timed timed;
   if (entry->form == DeviceForm::kPaged && copy.bytes >= EngineChoice::kLeastBytes) {
-    timed.bytes = std::min(budget, copy.bytes - position(copy, cursor));
+    timed.bytes = budget;
     timed.since = std::chrono::steady_clock::now();
   }
   engine_ = options_.copy_engine && !engine_refused_ && choice_.next(timed.bytes) == EngineChoice::kEngine;
-  bool by_engine = false;
-  uint64_t moved = 0;
+  Launched piece;
   const shim::CuStream stream = (beside(*entry) ? beside_ : stream_).get();
-  if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, moved, by_engine); !s.ok()) return s;
-  if (moved == 0) return kOkStatus;
+  if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, piece); !s.ok()) return s;
+  if (piece.bytes == 0) return kOkStatus;
+  if (tells_ && !piece.told && entry->form == DeviceForm::kPaged)
+    if (const Status s = tell_progress(launched_ + 1); !s.ok()) return s;
   const shim::CudaDriver& api = shim::cuda().api;
   if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream); r != 0)
     return fail(r, "cuEventRecord");
   on_beside_[(launched_ + 1) % events_.size()] = stream == beside_.get();
   const bool alone = launched_ == done_;
   ticket = entry->last_piece = ++launched_;
-  if (alone && moved == timed.bytes) {
+  if (alone && piece.bytes == timed.bytes) {
     timed.ticket = ticket;
-    timed.way = by_engine ? EngineChoice::kEngine : EngineChoice::kKernel;
+    timed.way = piece.by_engine ? EngineChoice::kEngine : EngineChoice::kKernel;
     timed_ = timed;
   }
   if (options_.wake)
@@ -360,7 +394,7 @@ Status DeviceCopier::done(DeviceTicket ticket, bool& over) noexcept {
   DeviceTicket other = ticket;
   while (other > done_ && on_beside_[index(other)] == on_beside_[index(ticket)]) --other;
   for (const DeviceTicket asked : {ticket, other}) {
-    if (asked <= done_) continue;
+    if (asked <= done_ || told(asked)) continue;
     const auto result = shim::cuda().api.event_query(events_[index(asked)].get());
     if (result == shim::kCuNotReady) return kOkStatus;
     if (result != shim::kCuSuccess) return fail(result, "cuEventQuery");

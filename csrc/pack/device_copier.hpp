@@ -52,6 +52,7 @@ class DeviceCopier final : public DeviceCopy {
   Status done(DeviceTicket ticket, bool& over) noexcept override;
   uint64_t sum(DeviceTicket ticket) const noexcept override;
   uint64_t landed(DeviceTicket ticket) const noexcept override;
+  bool tells() const noexcept override { return tells_; }
   std::string describe() const override;
 
  private:
@@ -60,7 +61,13 @@ class DeviceCopier final : public DeviceCopy {
     unsigned log2_word = 0;
     bool engine = false;
     bool beside = false;  // on the second stream
-    bool whole = false;   // nothing else is of the piece; known where pieces are reported on
+    bool whole = false;   // nothing else is of the piece,
+    bool last = false;    // or nothing after it
+  };
+  struct Launched {  // of one piece
+    uint64_t bytes = 0;
+    bool by_engine = false;  // some of it
+    bool told = false;       // its last kernel tells the progress
   };
   struct Told {
     uint32_t tiles = 0, log2_word = 0;
@@ -82,8 +89,12 @@ class DeviceCopier final : public DeviceCopy {
                         uint64_t budget) const noexcept;
   Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
                  uint64_t buffer, uint64_t engine_from) const noexcept;
+  uint64_t bytes_left(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor) const noexcept;
   Status launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget, uint64_t buffer,
-                      uint64_t& moved, bool& by_engine) noexcept;
+                      Launched& piece) noexcept;
+  bool told(DeviceTicket ticket) const noexcept;
+  void have_progress_told(PagedCopyArgs& args) const noexcept;
+  Status tell_progress(DeviceTicket ticket) noexcept;
   Status follow(shim::CuEvent event, shim::CuStream before, shim::CuStream stream) noexcept;
   Status start_engine(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
                       const Part& part) noexcept;
@@ -116,6 +127,7 @@ class DeviceCopier final : public DeviceCopy {
   // kernels of one stream follow one another.
   uint32_t tiles_given_[2] = {};
   sys::CudaMemory tiles_taken_;                 // the counters
+  sys::CudaMemory blocks_over_;                 // PagedCopyArgs::blocks_over
   sys::CudaEvent fork_, join_;                  // where beside_ parts from stream_, and where stream_ waits for it
   std::vector<sys::CudaEvent> events_;          // of the latest pieces, by ticket,
   std::vector<bool> on_beside_;                 // and which stream each was recorded on
@@ -125,6 +137,7 @@ class DeviceCopier final : public DeviceCopy {
   std::vector<uint32_t> row_order_;             // scratch: pairs
   EngineChoice choice_;
   Timed timed_;
+  bool tells_ = false;
   bool engine_ = false;               // may what is being launched use the copy engine?
   bool engine_refused_ = false;       // the driver did not take a copy of it
   uint64_t launched_ = 0, done_ = 0;  // tickets

@@ -36,6 +36,15 @@ uint64_t DeviceCopier::slots_before(const TableRing::Entry& entry, const Cursor&
   return reinterpret_cast<const uint32_t*>(host_tables_.data() + entry.firsts_at)[cursor.run] + uint64_t{cursor.slot};
 }
 
+// From the cursor on, which is inside.
+uint64_t DeviceCopier::bytes_left(const TableRing::Entry& entry, const PagedCopy& copy,
+                                  const Cursor& cursor) const noexcept {
+  if (at_end(copy, cursor)) return 0;
+  uint64_t per_slot = 0;
+  for (size_t i = cursor.pair; i < copy.pairs.size(); ++i) per_slot += copy.pairs[i].slot_bytes;
+  return per_slot * copy.slots - slots_before(entry, cursor) * copy.pairs[cursor.pair].slot_bytes - cursor.byte;
+}
+
 const DevicePair* DeviceCopier::pairs_of(const TableRing::Entry& entry) const noexcept {
   return reinterpret_cast<const DevicePair*>(host_tables_.data() + entry.pairs_at);
 }
@@ -100,8 +109,7 @@ shim::CuCopy2d DeviceCopier::rows_of(const PagedCopy& copy, const DevicePair* ba
 uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
                                     uint64_t budget) const noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
-  const uint64_t bytes = std::min(budget, copy.bytes - position(copy, cursor));
-  if (entry.form != DeviceForm::kPaged || !engine_ || !dense(pair) || bytes < 4 * kSharedBytes) return 0;
+  if (entry.form != DeviceForm::kPaged || !engine_ || !dense(pair) || budget < 4 * kSharedBytes) return 0;
   bool longest = true;  // the copy engine alone is ahead
   for (const Run& run : copy.runs) {
     if (run.count * pair.slot_bytes < kSharedBytes) return 0;
@@ -109,11 +117,11 @@ uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCo
   }
   if (longest) return 0;
   uint64_t share = 0;  // whole runs: what is left of one might be too short for the engine
-  for (Cursor at = cursor; share < bytes / 64 * kKernelShare;) {
+  for (Cursor at = cursor; share < budget / 64 * kKernelShare;) {
     const uint64_t slots = copy.runs[at.run].count - uint64_t{at.slot};
     share += advance(copy, at, slots * copy.pairs[at.pair].slot_bytes - at.byte);
   }
-  return share < bytes ? share : 0;  // a single run: the engine's
+  return share < budget ? share : 0;  // a single run: the engine's
 }
 
 // The longest part at the cursor that one kernel or one engine copy can move.

@@ -2,8 +2,10 @@
 #include "pack/device_selftest.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <random>
 #include <utility>
 #include <vector>
@@ -12,6 +14,7 @@
 #include "pack/checksum.hpp"
 #include "pack/device_copier.hpp"
 #include "sys/cuda_memory.hpp"
+#include "sys/cuda_stream.hpp"
 
 namespace pdxfer::pack {
 namespace {
@@ -131,12 +134,15 @@ class DeviceMover {
   DeviceMover(int ordinal, uint64_t seed) : ordinal_(ordinal), random_(seed) {}
 
   // Slots to slots or, in every third case, through a contiguous buffer and back. Every other time with checksums: of
-  // what was read, and of what then lies at the destination, in other pieces. Throws Error(kInternal) when one is
-  // wrong.
+  // what was read, and of what then lies at the destination, in other pieces; else the destination is read as soon as
+  // the progress says so. Throws Error(kInternal) when one is wrong.
   void move(const PagedCopy& copy, std::span<const std::byte> src, std::span<std::byte> dst, unsigned blocks) {
     DeviceCopyOptions options;
     options.blocks = blocks;
     options.checksum = pick(random_, 0, 1) == 0;
+    const sys::PinnedMemory word(sizeof(uint32_t));
+    auto* const progress = new (word.data()) uint32_t{0};
+    if (!options.checksum) options.progress = progress;
     DeviceCopier copier(ordinal_, options);
     tickets_ = 0;
     const sys::CudaMemory device_src(src), device_dst(dst), buffer(copy.bytes);
@@ -150,6 +156,9 @@ class DeviceMover {
       run(copier, copy, DeviceForm::kScatter, from, to, piece, buffer.get());
     } else {
       const uint64_t read = run(copier, copy, DeviceForm::kPaged, from, to, piece, 0);
+      if (const uint32_t told = std::atomic_ref(*progress).load(); copier.tells() && told != tickets_)
+        throw Error(Code::kInternal, "the progress says " + std::to_string(told) + " of " + std::to_string(tickets_) +
+                                         " pieces, which are over");
       if (options.checksum) {
         const uint64_t landed = run(copier, copy, DeviceForm::kSum, {}, to, piece_bytes(), 0);
         if (const uint64_t want = checksum_of_source(copy, src); read != want || landed != want)

@@ -114,13 +114,24 @@ __device__ unsigned int share_of(unsigned int tiles, unsigned int tile) {
   return bits > kLastShare ? bits : kLastShare;
 }
 
-__device__ void tell_host(unsigned int* word) {
+__device__ void tell_host(unsigned int* word, unsigned int value) {
 #ifdef __CUDA_ARCH__
   __threadfence_system();
-  *(volatile unsigned int*)word = 1;
+  *(volatile unsigned int*)word = value;
 #else
-  __atomic_store_n(word, 1u, __ATOMIC_RELEASE);
+  __atomic_store_n(word, value, __ATOMIC_RELEASE);
 #endif
+}
+
+// One thread vouches for its block with one fence of the system; the last block's tells the host. The block's last
+// thread, for a CPU on which they run one after another.
+__device__ void tell_progress(const PagedCopyArgs& args) {
+  __syncthreads();
+  if (threadIdx.x != blockDim.x - 1) return;
+  __threadfence_system();
+  if (atomicAdd(args.blocks_over, 1u) != gridDim.x - 1) return;
+  *args.blocks_over = 0;
+  tell_host(args.progress, args.piece);
 }
 
 // This warp is past a share, of which it copied so many tiles. The block's last warp vouches for all of them with one
@@ -135,7 +146,7 @@ __device__ void leave_share(const PagedCopyArgs& args, unsigned int tiles, unsig
   const u64 landed = now & 0xffffffffu;
   if (atomicAdd(args.landing + share, landed) + landed != tiles_of_share(tiles, share)) return;
   args.landing[share] = 0;
-  tell_host(args.report->landed + share);
+  tell_host(args.report->landed + share, 1);
 }
 
 // Multiprocessors do not get equal shares of a link: with equal shares of the work the last would end well after the
@@ -165,7 +176,10 @@ __device__ void copy_words(const PagedCopyArgs& args, const Tables& tables) {
     if (args.tiles_taken != nullptr) next = __shfl_sync(0xffffffffu, next, 0);
     tile = warps + next;
   }
-  if (!kSum) return;
+  if (!kSum) {
+    if (args.progress != nullptr) tell_progress(args);
+    return;
+  }
   add_sum(args.report->sums + warp, sum, lane);
   if (tells) go_on(kLastShare - 1);
 }

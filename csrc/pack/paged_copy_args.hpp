@@ -62,6 +62,9 @@ struct PagedCopyArgs {
   // Tiles beyond the first of each warp are handed out by counting up `*tiles_taken`, which stands at taken_before when
   // the kernel begins and has grown by the number of tiles when it ends. Null: every warp strides through its own.
   unsigned int taken_before;
+  unsigned int piece;  // of kernels that do not sum: what the last block to end writes to `progress`, when everything
+  unsigned int* progress;     // before it is visible to the whole system. Null: nothing.
+  unsigned int* blocks_over;  // counts them for that, in device memory; zero before and after
   unsigned int* tiles_taken;
   // Tiles of each share that are in place, counted in device memory, zero before and after: kShares words for all, then
   // as many for each block, with the warps that are past the share in the upper half. Null: shares are not told.
@@ -69,7 +72,7 @@ struct PagedCopyArgs {
 };
 
 // Tables that are small enough travel with the launch, which saves the upload of their own.
-constexpr unsigned int kInlineBytes = 3968;
+constexpr unsigned int kInlineBytes = 3952;
 struct PagedCopyInlineArgs {
   PagedCopyArgs args;               // whose pairs and slots are unused
   unsigned int pairs_at, slots_at;  // in tables
@@ -81,7 +84,7 @@ constexpr unsigned int kWarpThreads = 32;
 constexpr unsigned int kDepth = 4;  // words a thread loads before it stores the first
 constexpr unsigned int kTileWords = kDepth * kWarpThreads;
 
-static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 120 &&
+static_assert(sizeof(DevicePair) == 16 && sizeof(DeviceSlot) == 8 && sizeof(PagedCopyArgs) == 136 &&
                   sizeof(PagedCopyInlineArgs) == 4096,  // which is what a kernel's parameters may have
               "host and device compilers must lay these out alike");
 

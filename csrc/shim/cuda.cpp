@@ -79,6 +79,7 @@ const char* load_table(DynamicLibrary& lib, CudaDriver& api) noexcept {
   want_data_path(api, want);
   (void)lib.load(api.launch_kernel_ex, "cuLaunchKernelEx");
   (void)lib.load(api.mem_range_handle, "cuMemGetHandleForAddressRange");
+  (void)lib.load(api.stream_write_value, "cuStreamWriteValue32_v2");
   return missing;
 }
 

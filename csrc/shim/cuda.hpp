@@ -78,6 +78,7 @@ inline constexpr CuResult kCuSuccess = 0;
 inline constexpr CuResult kCuInvalidValue = 1;
 inline constexpr CuResult kCuNotReady = 600;
 inline constexpr CuResult kCuPeerAlreadyEnabled = 704;
+inline constexpr CuResult kCuNotSupported = 801;
 inline constexpr int kCuLocationDevice = 1;
 inline constexpr int kCuHandlePosixFd = 1;
 inline constexpr int kCuAccessReadWrite = 3;
@@ -160,9 +161,10 @@ struct CudaDriver {
   CuResult (*vmm_map)(CuDevicePtr pointer, size_t bytes, size_t offset, CuMemHandle handle, unsigned long long flags);
   CuResult (*vmm_unmap)(CuDevicePtr pointer, size_t bytes);
   CuResult (*vmm_set_access)(CuDevicePtr pointer, size_t bytes, const CuMemAccess* access, size_t count);
-  // Null where the driver is older than CUDA 11.8, and 11.7.
+  // Null where the driver is older than CUDA 11.8, and, the others, 11.7.
   CuResult (*launch_kernel_ex)(const CuLaunch* launch, CuFunction function, void** parameters, void** extra);
   CuResult (*mem_range_handle)(void* handle, CuDevicePtr pointer, size_t bytes, int type, unsigned long long flags);
+  CuResult (*stream_write_value)(CuStream stream, CuDevicePtr to, unsigned value, unsigned flags);
 };
 
 struct CudaLibrary {

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "core/status.hpp"
 
@@ -77,9 +78,12 @@ int64_t recv_message(int fd, std::span<std::byte> into, std::vector<UniqueFd>* f
   message.msg_control = control.data();
   message.msg_controllen = control.size();
   ssize_t n = 0;
+  // A socket whose other end closed with messages of ours unread says that, once, before it hands on what that end
+  // sent.
+  bool reset = false;
   do {
     n = ::recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  } while (n < 0 && errno == EINTR);
+  } while (n < 0 && (errno == EINTR || (errno == ECONNRESET && !std::exchange(reset, true))));
   if (n < 0) return -errno;
   std::vector<UniqueFd> received;
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {

@@ -89,6 +89,7 @@ class FakeDeviceCopy final : public DeviceCopy {
   }
   uint64_t sum(DeviceTicket) const noexcept override { return 0; }
   uint64_t landed(DeviceTicket) const noexcept override { return 0; }
+  bool tells() const noexcept override { return false; }
   std::string describe() const override { return "a thread"; }
 
   static constexpr Status kFailed{Code::kInternal, 700, "cuEventQuery"};

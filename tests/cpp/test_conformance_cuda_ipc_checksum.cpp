@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "fake_cuda_memory.hpp"
+#include "passing_device_copy.hpp"
 #include "transport/cuda_ipc/cuda_ipc_transport.hpp"
 
 namespace {
@@ -11,8 +12,8 @@ namespace {
 std::atomic<uint64_t> g_spoil{0};
 
 // A device whose memory lost a bit between a copy's end and the look at it.
-struct Spoiling final : pdxfer::DeviceCopy {
-  explicit Spoiling(std::unique_ptr<pdxfer::DeviceCopy> inner) : inner(std::move(inner)) {}
+struct Spoiling final : conformance::PassingDeviceCopy {
+  using PassingDeviceCopy::PassingDeviceCopy;
   pdxfer::Status prepare(const pdxfer::PagedCopy& copy, pdxfer::DeviceForm form, std::span<const uint64_t> src,
                          std::span<const uint64_t> dst, pdxfer::DeviceTables& tables) noexcept override {
     if (form == pdxfer::DeviceForm::kSum) {
@@ -21,21 +22,15 @@ struct Spoiling final : pdxfer::DeviceCopy {
     }
     return inner->prepare(copy, form, src, dst, tables);
   }
-  void release(pdxfer::DeviceTables tables) noexcept override { inner->release(tables); }
   pdxfer::Status launch(pdxfer::DeviceTables tables, const pdxfer::PagedCopy& copy, pdxfer::Cursor& cursor,
                         uint64_t budget, uint64_t buffer, pdxfer::DeviceTicket& ticket) noexcept override {
     if (victim != nullptr && g_spoil > 0 && budget >= bytes_between(copy, cursor, end_of(copy)) && --g_spoil == 0)
       *victim ^= std::byte{4};
     return inner->launch(tables, copy, cursor, budget, buffer, ticket);
   }
-  pdxfer::Status done(pdxfer::DeviceTicket ticket, bool& over) noexcept override { return inner->done(ticket, over); }
-  uint64_t sum(pdxfer::DeviceTicket ticket) const noexcept override { return inner->sum(ticket); }
-  uint64_t landed(pdxfer::DeviceTicket ticket) const noexcept override { return inner->landed(ticket); }
-  std::string describe() const override { return inner->describe(); }
   static pdxfer::Cursor end_of(const pdxfer::PagedCopy& copy) {
     return {static_cast<uint32_t>(copy.pairs.size()), 0, 0, 0};
   }
-  std::unique_ptr<pdxfer::DeviceCopy> inner;
   std::byte* victim = nullptr;
 };
 

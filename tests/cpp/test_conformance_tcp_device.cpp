@@ -1,6 +1,7 @@
 // The clauses of the seam over TCP with device memory on both ends, by way of pinned slots and a fake GPU.
 #include "conformance.hpp"
 #include "fake_device_copy.hpp"
+#include "passing_device_copy.hpp"
 #include "transport/tcp/tcp_transport.hpp"
 
 static const bool kOnDevice =
@@ -12,23 +13,11 @@ PDXFER_CONFORMANCE([](pdxfer::transport::Context c) {
 #include "device_cases.hpp"
 
 TEST_CASE("registering memory tries a GPU once and keeps nothing of it") {
-  struct Counted final : pdxfer::DeviceCopy {
-    Counted(std::unique_ptr<pdxfer::DeviceCopy> inner, int& alive) : inner(std::move(inner)), alive(alive) { ++alive; }
+  struct Counted final : conformance::PassingDeviceCopy {
+    Counted(std::unique_ptr<pdxfer::DeviceCopy> made, int& count) : PassingDeviceCopy(std::move(made)), alive(count) {
+      ++alive;
+    }
     ~Counted() override { --alive; }
-    pdxfer::Status prepare(const pdxfer::PagedCopy& copy, pdxfer::DeviceForm form, std::span<const uint64_t> src,
-                           std::span<const uint64_t> dst, pdxfer::DeviceTables& tables) noexcept override {
-      return inner->prepare(copy, form, src, dst, tables);
-    }
-    void release(pdxfer::DeviceTables tables) noexcept override { inner->release(tables); }
-    pdxfer::Status launch(pdxfer::DeviceTables tables, const pdxfer::PagedCopy& copy, pdxfer::Cursor& cursor,
-                          uint64_t budget, uint64_t buffer, pdxfer::DeviceTicket& ticket) noexcept override {
-      return inner->launch(tables, copy, cursor, budget, buffer, ticket);
-    }
-    pdxfer::Status done(pdxfer::DeviceTicket ticket, bool& over) noexcept override { return inner->done(ticket, over); }
-    uint64_t sum(pdxfer::DeviceTicket ticket) const noexcept override { return inner->sum(ticket); }
-    uint64_t landed(pdxfer::DeviceTicket ticket) const noexcept override { return inner->landed(ticket); }
-    std::string describe() const override { return inner->describe(); }
-    std::unique_ptr<pdxfer::DeviceCopy> inner;
     int& alive;
   };
   int made = 0, alive = 0;

@@ -68,6 +68,22 @@ uint64_t inode(int fd) {
 
 }  // namespace
 
+TEST_CASE("what an end sent before it closed is read, also when it left messages unread") {
+  const auto [mine, theirs] = Line::ends();
+  const sys::UniqueFd here(mine);
+  {
+    const sys::UniqueFd there(theirs);
+    char said[] = "done", unread[] = "more";
+    const iovec parts[] = {{said, 4}}, rest[] = {{unread, 4}};
+    REQUIRE(sys::send_message(there.get(), parts) == 0);
+    REQUIRE(sys::send_message(here.get(), rest) == 0);
+  }
+  std::array<std::byte, 16> got;
+  CHECK(sys::recv_message(here.get(), got, nullptr) == 4);
+  CHECK(std::memcmp(got.data(), "done", 4) == 0);
+  CHECK(sys::recv_message(here.get(), got, nullptr) == 0);
+}
+
 TEST_CASE("every message arrives once and in order, whatever the socket has room for") {
   Line line;
   uint64_t posted = 0, heard = 0;

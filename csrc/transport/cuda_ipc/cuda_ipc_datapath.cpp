@@ -11,6 +11,8 @@ namespace pdxfer::transport::cuda_ipc {
 namespace {
 // Pieces in flight at most: what a cancel may have to wait for, and what the next batch stands behind.
 constexpr uint64_t kPiecesInFlight = 8;
+// How long a receiver that looks at the progress may take to answer.
+constexpr auto kAnswerTime = std::chrono::microseconds(20);
 }  // namespace
 
 bool CudaLink::over(DeviceTicket ticket) {
@@ -112,8 +114,50 @@ Status CudaLink::fail(BatchId id, Batch& batch, Status status) {
   if (batch.over || batch.failing || batch.handed_over) return batch.status;
   batch.failing = true;
   batch.status = status;
+  retract(id, batch);
   if (still(batch)) finish(id, batch, status);
   return status;
+}
+
+// May the end of the batch be sent before its last piece is over?
+bool CudaLink::ends_ahead(const Batch& batch) const {
+  return copier_ && copier_->tells() && static_cast<uint32_t>(batch.last) != 0;
+}
+
+// A receiver looks at the progress for kHotTime after an end, unless its thread has to wait for a processor.
+void CudaLink::settle_ahead() {
+  for (; !ahead_.empty(); ahead_.pop_front()) {
+    EndAhead& first = ahead_.front();
+    const auto found = batches_.find(first.batch);
+    if (found == batches_.end() || !found->second.ahead) continue;  // it was answered, or given up
+    if (!connection_.progress->reached(static_cast<uint32_t>(first.piece))) return;
+    const Clock::time_point now = Clock::now();
+    if (first.in_place == Clock::time_point{}) first.in_place = now;
+    if (now < std::min(first.in_place + kAnswerTime, first.sent + kHotTime)) return;
+    Header in_place;
+    in_place.type = Type::kInPlace;
+    in_place.batch = first.batch;
+    if (outbox_.offer(in_place, {}) == EAGAIN) return;
+    found->second.ahead = false;  // also where the socket is broken: an answer may be left in it
+  }
+}
+
+// Asks for an end back that was sent ahead. The acknowledgement says whether it came too late.
+void CudaLink::retract(BatchId id, Batch& batch) {
+  if (!std::exchange(batch.ahead, false)) return;
+  Header give_up;
+  give_up.type = Type::kGiveUp;
+  give_up.batch = id;
+  post(give_up);
+}
+
+void CudaLink::settle_awaited() {
+  while (auto end = awaited_.next(*connection_.peer_progress)) deliver(end->header, end->tail);
+}
+
+void CudaLink::deliver(const Header& end, ByteView tail) {
+  if (end.tagged) complete(local::arrival(peer_, end, tail));
+  acknowledge(end.batch, kOkStatus, end.tagged != 0);
 }
 
 void CudaLink::complete(Completion completion) {
@@ -167,6 +211,8 @@ size_t CudaLink::take(std::span<Completion> out) {
     settle_revoked();
   }
   settle_sums();
+  settle_ahead();
+  settle_awaited();
   settle_batches();
   size_t n = 0;
   for (; n < out.size() && !ready_.empty(); ready_.pop_front()) {
@@ -301,7 +347,9 @@ Status CudaLink::submit(BatchId id, const TransferPlan& plan, uint32_t copy_inde
   }
   if (ticket == 0) return kOkStatus;
   batch.last = launched_ = ticket;
-  if (!batch.begun) {  // the other end wakes up while the bytes are on their way
+  // The other end wakes up while the bytes are on their way; an end that follows at once does it too.
+  const bool last = copy_index + 1 == plan.copies.size() && at_end(copy, cursor);
+  if (!batch.begun && !(last && batch.staged == Half::kUnused && ends_ahead(batch))) {
     batch.begun = true;
     Header begin;
     begin.type = Type::kBegin;
@@ -326,7 +374,8 @@ bool CudaLink::notify_staged(BatchId id, Batch& batch, std::optional<uint64_t> t
   return batch.handed_over;
 }
 
-// The end goes out when the last piece is over: its writes are visible to the whole system before the message is.
+// The end goes out while the last piece is on its way, where the receiver can see for itself when it is over, and else
+// when it is: its writes are visible to the whole system then.
 bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   const std::lock_guard lock(mutex_);
   Batch& batch = batches_[id];
@@ -335,7 +384,8 @@ bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
   if (tail.size() > core_->context.limits.max_tail_bytes)
     return fail(id, batch, {Code::kInvalid, 0, "tail larger than the limit"}), true;
   if (batch.staged == Half::kOpen || batch.staged == Half::kEnded) return notify_staged(id, batch, tag, tail);
-  if (!over(batch.last)) return false;
+  const bool ahead = batch.last > done_ && ends_ahead(batch);
+  if (!ahead && !over(batch.last)) return false;
   if (batch.failing) return true;  // what over() found
   if (batch.announced && !std::exchange(batch.summed, true)) {
     Header sum;
@@ -344,11 +394,16 @@ bool CudaLink::notify(BatchId id, std::optional<uint64_t> tag, ByteView tail) {
     sum.tag = batch.sum;
     post(sum);
   }
-  const int error = outbox_.offer(local::end_of(Type::kEnd, id, tag), tail);
+  Header end = local::end_of(Type::kEnd, id, tag);
+  if (ahead) end.piece = static_cast<uint32_t>(batch.last);
+  const int error = outbox_.offer(end, tail);
   if (error == EAGAIN) return false;  // the poll thread wakes the worker when there is room
   if (error != 0) return lose({Code::kPeerLost, error, "sendmsg"}), true;
   batch.ended = true;
-  hot_until_ = Clock::now() + kHotTime;
+  const Clock::time_point now = Clock::now();
+  hot_until_ = now + kHotTime;
+  if (ahead) ahead_.push_back({id, batch.last, now});
+  batch.ahead = ahead;
   return true;
 }
 
@@ -356,8 +411,11 @@ void CudaLink::cancel(BatchId id) {
   const std::lock_guard lock(mutex_);
   Batch& batch = batches_[id];
   if (batch.handed_over) return staged_->cancel(id);
-  // Everything of an ended batch is in place already; its acknowledgement is the answer.
-  if (!batch.over && !batch.ended) fail(id, batch, {Code::kCancelled, 0, "cancelled by the sender"});
+  if (batch.over) return;
+  // The answer to an ended batch is its acknowledgement: all of it is in place, or, of one whose end was sent ahead,
+  // the receiver is asked to let go of that.
+  if (batch.ended) return retract(id, batch);
+  fail(id, batch, {Code::kCancelled, 0, "cancelled by the sender"});
 }
 
 Status CudaLink::lost() const {

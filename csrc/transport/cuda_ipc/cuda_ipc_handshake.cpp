@@ -56,23 +56,26 @@ bool is_stream_socket(int fd) noexcept {
   return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &bytes) == 0 && domain == AF_UNIX && type == SOCK_STREAM;
 }
 
-// Both rings, and the stream of which the connecting end hands over one half.
+// Both rings, both progress words, and the stream of which the connecting end hands over one half.
 void exchange_staging(Connection& made, const Context& context, const transport::Link& link) {
   const bool ours = link.role == Role::kConnect;
   stream::SlotRingEnd mine = stream::SlotRingEnd::make(context.limits);
   auto [keep, give] = ours ? make_stream() : std::pair<sys::UniqueFd, sys::UniqueFd>();
-  const int fds[] = {mine.memory.get(), give.get()};
+  const sys::UniqueFd progress = Progress::make();
+  const int fds[] = {mine.memory.get(), progress.get(), give.get()};
   Answer there =
       exchange(made.socket.get(), Type::kStaging, Writer().integer(mine.slot_bytes).integer(mine.slots).take(),
-               std::span(fds).first(ours ? 2 : 1), link.deadline);
+               std::span(fds).first(ours ? 3 : 2), link.deadline);
   Reader reader(there.body);
   stream::SlotRingEnd theirs;
   theirs.slot_bytes = reader.integer<uint64_t>();
   theirs.slots = reader.integer<uint32_t>();
-  if (!reader.done() || there.fds.size() != (ours ? 1 : 2) || (!ours && !is_stream_socket(there.fds[1].get())))
+  if (!reader.done() || there.fds.size() != (ours ? 2 : 3) || (!ours && !is_stream_socket(there.fds[2].get())))
     throw Error(Code::kUnavailable, "cuda_ipc: the peer's staging is malformed");
   theirs.memory = std::move(there.fds[0]);
-  made.channel = std::make_unique<stream::SocketChannel>(ours ? std::move(keep) : std::move(there.fds[1]));
+  made.channel = std::make_unique<stream::SocketChannel>(ours ? std::move(keep) : std::move(there.fds[2]));
+  made.progress = std::make_unique<Progress>(progress);
+  made.peer_progress = std::make_unique<Progress>(there.fds[1]);
   made.ring = std::make_unique<stream::SlotRing>(std::move(mine), std::move(theirs), context.pin);
 }
 

@@ -6,6 +6,7 @@
 
 #include "sys/seqpacket.hpp"
 #include "sys/token_listener.hpp"
+#include "transport/cuda_ipc/cuda_ipc_progress.hpp"
 #include "transport/cuda_ipc/cuda_ipc_wire.hpp"
 #include "transport/stream/channel.hpp"
 #include "transport/stream/slot_ring.hpp"
@@ -19,6 +20,7 @@ struct Connection {
   // For what cannot be mapped: a stream, and the slots that its device memory passes through.
   std::unique_ptr<stream::Channel> channel;
   std::unique_ptr<stream::SlotRing> ring;
+  std::unique_ptr<Progress> progress, peer_progress;
 };
 
 // Throws Error(kUnavailable, kTimeout) with the reason when cuda_ipc cannot serve this peer.

@@ -30,7 +30,11 @@ CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connectio
     device_ = core_->device;
     ordinal_ = core_->ordinal;
   }
-  copier_ = core_->context.device_copy(ordinal_, {.checksum = core_->options.checksum});
+  DeviceCopyOptions options{.checksum = core_->options.checksum};
+  // With checksums an end has to wait for the sum; what is staged has no pieces here.
+  if (!options.checksum && core_->options.path != CudaOptions::Path::kStaging)
+    options.progress = connection_.progress->pin(core_->context.pin, ordinal_);
+  copier_ = core_->context.device_copy(ordinal_, options);
   if (core_->options.checksum) make_verifier();  // no batch waits for it
   channel_ = connection_.channel.get();
   std::vector<std::unique_ptr<stream::Channel>> channels;
@@ -72,12 +76,16 @@ void CudaLink::stop() noexcept {
 // Every outstanding batch is answered, once, when its pieces are over; nothing more is sent or received.
 void CudaLink::lose(Status why) {
   if (!lost_.ok()) return;
+  settle_awaited();  // what is in place has arrived, whatever became of the sender
+  if (!lost_.ok()) return;
   lost_ = why;
   ::shutdown(connection_.socket.get(), SHUT_RDWR);
   if (channel_ != nullptr) channel_->shutdown();  // the staged half then ends its batches itself
   for (auto& [id, batch] : batches_) fail(id, batch, lost_);
   outbox_.clear();
   summed_.clear();
+  ahead_.clear();
+  awaited_.clear();
   if (verifier_) verifier_->drop_all();
   asked_back_.clear();
   changed_.notify_all();
@@ -163,14 +171,26 @@ void CudaLink::handle(const Header& header, ByteView body, std::vector<sys::Uniq
       return handle_end(header, body);
     case Type::kAck: {
       const auto found = batches_.find(header.batch);
-      if (found != batches_.end() && found->second.ended && !found->second.over)
-        finish(header.batch, found->second, status_of(header));
+      if (found == batches_.end() || !found->second.ended || found->second.over || found->second.failing) return;
+      found->second.ahead = false;
+      if (const Status status = status_of(header); status.ok())
+        finish(header.batch, found->second, status);
+      else
+        fail(header.batch, found->second, status);  // pieces of one that was given up may be running
       return;
     }
+    case Type::kInPlace:
+      if (const auto end = awaited_.take(header.batch)) deliver(end->header, end->tail);
+      return;
+    case Type::kGiveUp:
+      // An end that came and is not awaited has been acknowledged.
+      if (awaited_.take(header.batch))
+        acknowledge(header.batch, {Code::kCancelled, 0, "given up by its sender"}, false);
+      if (verifier_) verifier_->give_up(header.batch);
+      return;
     case Type::kPlan:
     case Type::kLanded:
     case Type::kSum:
-    case Type::kGiveUp:
       return handle_checked(header, body);
     default:
       return lose({Code::kPeerLost, 0, "message of an unknown kind"});
@@ -183,8 +203,10 @@ void CudaLink::handle_end(const Header& header, ByteView tail) {
     verifier_->end(header, tail);
     return wake_worker();  // which polls the checks that are under way
   }
-  if (header.tagged) complete(local::arrival(peer_, header, tail));
-  acknowledge(header.batch, kOkStatus, header.tagged != 0);
+  if (header.piece == 0 || connection_.peer_progress->reached(header.piece)) return deliver(header, tail);
+  if (awaited_.full()) return lose({Code::kPeerLost, 0, "more ends than a sender can have ahead of their bytes"});
+  awaited_.add(header, tail);
+  wake_worker();  // which looks at the progress from now on
 }
 
 void CudaLink::acknowledge(BatchId batch, Status status, bool arrived) {
@@ -218,7 +240,6 @@ void CudaLink::handle_checked(const Header& header, ByteView body) {
   if (header.type == Type::kPlan) status = verifier_->plan(header, body);
   if (header.type == Type::kLanded) status = verifier_->landed(header);
   if (header.type == Type::kSum) status = verifier_->sum(header);
-  if (header.type == Type::kGiveUp) verifier_->give_up(header.batch);
   if (!status.ok()) return lose(status);
   hot_until_ = Clock::now() + kHotTime;
   if (header.type != Type::kPlan) wake_worker();
@@ -400,6 +421,10 @@ std::string CudaLink::describe() const {
   };
   std::string text = "mapped: " + count(mapped);
   if (copier_) text += ", by " + copier_->describe();
+  if (copier_ && !copier_->tells() && !core_->options.checksum && core_->options.path != CudaOptions::Path::kStaging) {
+    const std::string& why = connection_.progress->refusal();
+    text += ", arrivals told by messages alone (" + (why.empty() ? "the driver writes no progress" : why) + ")";
+  }
   if (core_->options.checksum && staged.regions + host.regions > 0) text += "; no checksums of what is not mapped";
   if (staged.regions > 0)
     text += "; staged through pinned host memory: " + count(staged) +

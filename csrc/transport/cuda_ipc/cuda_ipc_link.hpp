@@ -103,6 +103,7 @@ class CudaLink {
   };
   struct Batch {
     bool begun = false, ended = false;  // kBegin, kEnd are sent
+    bool ahead = false;                 // kEnd was, before the bytes are known here to be in place
     bool mapped = false;                // some of its copies are, so this half ends it when the staged one is over
     bool handed_over = false;           // the staged half ends it, and its kSent is the batch's
     Half staged = Half::kUnused;
@@ -130,6 +131,11 @@ class CudaLink {
   void announce(BatchId id, const PagedCopy& copy, uint32_t copy_index);
   void tell_landed();
   void settle_sums();
+  bool ends_ahead(const Batch& batch) const;
+  void settle_ahead();
+  void retract(BatchId id, Batch& batch);
+  void settle_awaited();
+  void deliver(const Header& end, ByteView tail);
   void make_verifier();
   void handle_checked(const Header& header, ByteView body);
   void complete(Completion completion);
@@ -138,7 +144,7 @@ class CudaLink {
     if (!taking_) core_->wake();
   }
   bool busy(Clock::time_point now) const {
-    return launched_ != done_ || now < hot_until_ || (verifier_ && verifier_->busy());
+    return launched_ != done_ || !ahead_.empty() || now < hot_until_ || (verifier_ && verifier_->busy());
   }
   void read_messages();
   void lose(Status why);
@@ -168,6 +174,8 @@ class CudaLink {
   std::unique_ptr<DeviceCopy> copier_;
   DeviceTicket launched_ = 0, done_ = 0;
   std::deque<Summed> summed_;           // in the order of their launch
+  std::deque<EndAhead> ahead_;          // until they are answered, or the receiver need not look any more
+  AwaitedEnds awaited_;                 // the other end's
   std::unique_ptr<Verifier> verifier_;  // with `checksum`, or the peer's first batch that has one
   std::unordered_map<RegionId, Import> imports_;
   uint64_t import_generation_ = 1;

@@ -13,7 +13,7 @@
 
 namespace pdxfer::transport::cuda_ipc {
 
-inline constexpr uint32_t kVersion = 3;
+inline constexpr uint32_t kVersion = 4;
 inline constexpr local::Protocol kProtocol{"cuda_ipc", 0x44584450, kVersion};  // "PDXD"
 
 using ProcessId = std::array<uint64_t, 2>;  // random, one per process: in one process no handle is needed
@@ -44,19 +44,22 @@ struct Key {
 
 enum class Type : uint32_t {
   kHello = 1,  // set-up, in this order
-  kStaging,    // slots of the ring, whose memory comes with it, and from the connecting end a stream socket
-  kBegin,      // a batch's bytes are under way: its end will follow soon
-  kWant,       // region, from piece `batch` on: send me its descriptors
-  kPieces,     // region, from piece `batch` on: they come with this message; code not ok: they cannot be had
-  kRevoke,     // region: its owner wants it back; answer kRevoked when nothing of yours can write to it any more
+  kStaging,  // slots of the ring, whose memory comes with it, that of the progress word, and from the connecting end a
+             // stream socket
+  kBegin,    // a batch's bytes are under way: its end will follow soon
+  kWant,     // region, from piece `batch` on: send me its descriptors
+  kPieces,   // region, from piece `batch` on: they come with this message; code not ok: they cannot be had
+  kRevoke,   // region: its owner wants it back; answer kRevoked when nothing of yours can write to it any more
   kRevoked,
-  kEnd,  // batch, tagged, tag, tail: every byte of the batch is in place
-  kAck,  // batch, code
+  kEnd,  // batch, tagged, tag, tail: every byte of the batch is in place; with a piece: it is once the progress word of
+         // the sender (cuda_ipc_progress.hpp) has come so far
+  kInPlace,  // batch, whose end came before: it is, for a receiver that no longer looks at that word
+  kAck,      // batch, code
   // Batches with checksums (cuda_ipc_verifier.hpp) say before their end, in this order:
   kPlan,    // batch, region: which copy, tag: pairs, and runs in the upper half: the next part of its destination
   kLanded,  // batch, region: which copy, tag: so many more of its bytes, in canonical order, are in place
   kSum,     // batch, tag: the checksum of all of it; every byte is in place
-  kGiveUp,  // batch: its sender gave it up, and no end will come
+  kGiveUp,  // batch: its sender gave it up, and no end will come; one that came and still waits is answered kCancelled
 };
 
 using Header = local::Header<Type>;

@@ -27,7 +27,8 @@ struct Header {
   uint32_t region = 0;
   uint64_t batch = 0, tag = 0;
   int32_t code = 0, native = 0;
-  uint32_t tagged = 0, reserved = 0;
+  uint32_t tagged = 0;
+  uint32_t piece = 0;  // of cuda_ipc's ends: what they wait for
 };
 
 // The message that ends a batch, and what the receiving engine is told when it comes.

@@ -31,6 +31,7 @@ int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsign
 void __threadfence_block() {}
 void __threadfence_system() {}
 void __syncwarp() {}
+void __syncthreads() {}
 }  // namespace
 #define __device__ static inline
 #define __global__

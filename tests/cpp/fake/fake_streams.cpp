@@ -25,7 +25,7 @@ thread_local std::vector<uintptr_t> contexts;  // ordinal + 1
 std::atomic<unsigned> delay_us{0}, engine_delay_ms{0};
 std::atomic<int> launch_failure{0};
 std::atomic<unsigned> copies{0}, clustered{0};
-std::atomic<bool> no_clusters{false}, no_engine{false};
+std::atomic<bool> no_clusters{false}, no_engine{false}, no_progress{false};
 
 class Stream {
  public:
@@ -164,6 +164,7 @@ unsigned engine_copies() { return copies; }
 unsigned clustered_launches() { return clustered; }
 void refuse_clusters(bool refused) { no_clusters = refused; }
 void refuse_engine_copies(bool refused) { no_engine = refused; }
+void refuse_progress(bool refused) { no_progress = refused; }
 void set_delay_us(unsigned microseconds) { delay_us = microseconds; }
 void set_engine_delay_ms(unsigned ms) { engine_delay_ms = ms; }
 void fail_next_launch(int result) { launch_failure = result; }
@@ -223,6 +224,12 @@ void fill_stream_table(CudaDriver& api) {
   api.event_query = [](CuEvent event) {
     const Event& e = *event_of(event);
     return e.recorded->load(std::memory_order_acquire) >= e.wanted ? kCuSuccess : kCuNotReady;
+  };
+  api.stream_write_value = [](CuStream stream, CuDevicePtr to, unsigned value, unsigned) {
+    if (no_progress) return kCuNotSupported;
+    stream_of(stream)->post(
+        [=] { std::atomic_ref(*reinterpret_cast<unsigned*>(to)).store(value, std::memory_order_release); });
+    return kCuSuccess;
   };
   api.copy_async = &copy_async;
   api.copy_2d_async = &copy_2d_async;

@@ -1,8 +1,9 @@
 // Two engines in two processes, each seeing one GPU, and what cuda_ipc moves between them: rates against the copy
 // engine's own over the same mapping, latency of small requests, and every byte compared afterwards, also outside the
-// pages that were written. Built by tests/gpu/native/build.sh; `two_gpus [--cuda OPTIONS] [--pause US]
-// [--same-gpu] | --selftest CASES`; OPTIONS as Config::cuda, --pause lets everything go idle before each transfer. A
-// line per row.
+// pages that were written. Built by tests/gpu/native/build.sh; `two_gpus [--cuda OPTIONS] [--pause US] [--same-gpu]
+// [--allocations] [--only TEXT] | --selftest CASES`; OPTIONS as Config::cuda, --pause lets everything go idle before
+// each transfer, --allocations gives each buffer one of its own, as a server's layers have, --only leaves rows out
+// whose name has no TEXT in it. A line per row.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,7 +14,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <numeric>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -28,7 +32,7 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr uint64_t kPool = 1ull << 30;
-constexpr uint32_t kMaxRegions = 64;
+constexpr uint32_t kMaxRegions = 64;  // of a pool; more than any workload has buffers
 
 struct Workload {
   const char* name;
@@ -55,8 +59,9 @@ constexpr Workload kWorkloads[] = {
 struct Board {
   std::atomic<int> stage;
   char address[128];
-  RegionId pool;
-  shim::CuIpcHandle handle;
+  uint32_t regions;  // of each pool: 1, or kMaxRegions
+  RegionId pool[kMaxRegions];
+  shim::CuIpcHandle handle;  // of memory for the ceiling
   std::atomic<int64_t> arrived_ns[1 << 16];
   std::atomic<uint64_t> bad;
   std::atomic<int> verify;  // workload + 1 to be compared; 0: done
@@ -66,11 +71,12 @@ int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
 }
 
-uint32_t slots_of(const Workload& w) { return static_cast<uint32_t>(kPool / w.buffers / w.stride); }
-
-PagedCopy make_copy(const Workload& w, RegionId src, RegionId dst) {
+// Buffer i is the i-th part of the only region, or region i.
+PagedCopy make_copy(const Workload& w, std::span<const RegionId> src, std::span<const RegionId> dst) {
   std::mt19937 random(w.count + static_cast<uint32_t>(w.page));
-  const uint32_t slots = slots_of(w), runs = slots / w.run;
+  const bool single = src.size() == 1;
+  const auto slots = static_cast<uint32_t>(kPool / (single ? w.buffers : src.size()) / w.stride);
+  const uint32_t runs = slots / w.run;
   std::vector<uint32_t> from(runs), to(runs);
   for (uint32_t i = 0; i < runs; ++i) from[i] = to[i] = i * w.run;
   if (w.run != w.count) {
@@ -79,8 +85,9 @@ PagedCopy make_copy(const Workload& w, RegionId src, RegionId dst) {
   }
   PagedCopy copy;
   for (uint32_t i = 0; i < w.buffers; ++i) {
-    const uint64_t at = uint64_t{i} * slots * w.stride;
-    copy.pairs.push_back({src, dst, at, at, w.stride, w.stride, w.page});
+    const uint64_t at = single ? uint64_t{i} * slots * w.stride : 0;
+    const uint32_t region = single ? 0 : i;
+    copy.pairs.push_back({src[region], dst[region], at, at, w.stride, w.stride, w.page});
   }
   for (uint32_t i = 0; i < w.count / w.run; ++i) copy.runs.push_back({from[i], to[i], w.run});
   copy.seal();
@@ -97,12 +104,36 @@ std::vector<std::byte> pattern() {
   return data;
 }
 
-uint64_t compare(const Workload& w, const sys::CudaMemory& pool, const std::vector<std::byte>& source) {
+// kPool bytes of a device, in one allocation or several.
+struct Pool {
+  Pool(uint32_t count, const std::vector<std::byte>& content) : bytes(kPool / count) {
+    for (uint32_t i = 0; i < count; ++i) parts.emplace_back(std::span(content).subspan(i * bytes, bytes));
+  }
+  void read(std::vector<std::byte>& into) const {
+    for (size_t i = 0; i < parts.size(); ++i) parts[i].read(std::span(into).subspan(i * bytes, bytes));
+  }
+  void write(const std::vector<std::byte>& content) const {
+    for (size_t i = 0; i < parts.size(); ++i)
+      shim::cuda_check(shim::cuda().api.copy_to_device(parts[i].get(), content.data() + i * bytes, bytes),
+                       "cuMemcpyHtoD");
+  }
+  void add_to(engine::Engine& engine, RegionId* regions) const {
+    for (const sys::CudaMemory& part : parts)
+      *regions++ = engine.register_memory({reinterpret_cast<std::byte*>(part.get()), bytes, 0}).id;
+  }
+  const uint64_t bytes;  // of each
+  std::deque<sys::CudaMemory> parts;
+};
+
+uint64_t compare(const Workload& w, const Pool& pool, const std::vector<std::byte>& source) {
   std::vector<std::byte> want(kPool, std::byte{0xa5}), got(kPool);
-  const PagedCopy copy = make_copy(w, 1, 1);
+  std::vector<RegionId> numbers(pool.parts.size());
+  std::iota(numbers.begin(), numbers.end(), 0u);
+  const PagedCopy copy = make_copy(w, numbers, numbers);
   for (Cursor at; !at_end(copy, at);) {
     const Extent e = next_extent(copy, at, UINT64_MAX);
-    std::memcpy(&want[e.dst_offset], &source[e.src_offset], e.bytes);
+    const uint64_t part = copy.pairs[e.pair].src * pool.bytes;
+    std::memcpy(&want[part + e.dst_offset], &source[part + e.src_offset], e.bytes);
   }
   pool.read(got);
   uint64_t bad = 0;
@@ -122,17 +153,18 @@ int receiver(Board& board, const char* gpu, const std::string& cuda) {
   const std::vector<std::byte> source = pattern(), blank(kPool, std::byte{0xa5});
   const sys::CudaContext context(0);
   const sys::CudaScope scope(context);
-  const sys::CudaMemory pool(blank);
-  shim::cuda_check(shim::cuda().api.ipc_get_handle(&board.handle, pool.get()), "cuIpcGetMemHandle");
+  const Pool pool(board.regions, blank);
+  const sys::CudaMemory spare(kPool);
+  shim::cuda_check(shim::cuda().api.ipc_get_handle(&board.handle, spare.get()), "cuIpcGetMemHandle");
   engine::Engine engine(config_of(cuda));
-  board.pool = engine.register_memory({reinterpret_cast<std::byte*>(pool.get()), kPool, 0}).id;
+  pool.add_to(engine, board.pool);
   std::snprintf(board.address, sizeof board.address, "%s", engine.address().c_str());
   board.stage = 1;
   while (board.stage != 3) {
     for (const Completion& c : engine.poll(64)) board.arrived_ns[c.tag & 0xffff] = now_ns();
     if (const int which = board.verify; which != 0) {
       board.bad = compare(kWorkloads[which - 1], pool, source);
-      shim::cuda_check(shim::cuda().api.copy_to_device(pool.get(), blank.data(), kPool), "cuMemcpyHtoD");
+      pool.write(blank);
       board.verify = 0;
     }
   }
@@ -140,8 +172,9 @@ int receiver(Board& board, const char* gpu, const std::string& cuda) {
   return 0;
 }
 
-double ceiling(const Board& board, const sys::CudaContext& context, const sys::CudaMemory& pool) {
+double ceiling(const Board& board, const sys::CudaContext& context) {
   const shim::CudaDriver& api = shim::cuda().api;
+  const sys::CudaMemory here(kPool);
   shim::CuDevicePtr there = 0;
   shim::cuda_check(api.ipc_open_handle(&there, board.handle, shim::kCuIpcLazyPeerAccess), "cuIpcOpenMemHandle");
   double best = 0;
@@ -149,7 +182,7 @@ double ceiling(const Board& board, const sys::CudaContext& context, const sys::C
     const sys::CudaStream stream(context);
     for (int i = 0; i < 6; ++i) {
       const int64_t begin = now_ns();
-      shim::cuda_check(api.copy_async(there, pool.get(), kPool, stream.get()), "cuMemcpyAsync");
+      shim::cuda_check(api.copy_async(there, here.get(), kPool, stream.get()), "cuMemcpyAsync");
       shim::cuda_check(api.stream_synchronize(stream.get()), "cuStreamSynchronize");
       best = std::max(best, static_cast<double>(kPool) / static_cast<double>(now_ns() - begin));
     }
@@ -178,10 +211,11 @@ double back_to_back(engine::Engine& engine, PeerId peer, const std::shared_ptr<T
   return static_cast<double>(plan->bytes()) * count / static_cast<double>(now_ns() - begin);
 }
 
-void row(engine::Engine& engine, PeerId peer, Board& board, int index, RegionId mine, double top, uint32_t pause) {
+void row(engine::Engine& engine, PeerId peer, Board& board, int index, std::span<const RegionId> mine, double top,
+         uint32_t pause) {
   const Workload& w = kWorkloads[index];
   auto plan = std::make_shared<TransferPlan>();
-  plan->copies.push_back(make_copy(w, mine, board.pool));
+  plan->copies.push_back(make_copy(w, mine, std::span(board.pool).first(mine.size())));
   const int rounds = plan->bytes() > (32 << 20) ? 30 : pause > 1000 ? 100 : 1000;
   std::vector<double> notified, done;
   for (int i = 0; i < rounds; ++i) {
@@ -211,21 +245,21 @@ void row(engine::Engine& engine, PeerId peer, Board& board, int index, RegionId 
   std::fflush(stdout);
 }
 
-int sender(Board& board, const std::string& cuda, uint32_t pause) {
+int sender(Board& board, const std::string& cuda, uint32_t pause, const char* only) {
   ::setenv("CUDA_VISIBLE_DEVICES", "0", 1);
   const std::vector<std::byte> source = pattern();
   const sys::CudaContext context(0);
   const sys::CudaScope scope(context);
-  const sys::CudaMemory pool(source);
+  const Pool pool(board.regions, source);
   for (int i = 0; board.stage == 0 && i < 60000; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  const double top = ceiling(board, context, pool);
+  const double top = ceiling(board, context);
   engine::Engine engine(config_of(cuda));
-  const RegionId mine = engine.register_memory({reinterpret_cast<std::byte*>(pool.get()), kPool, 0}).id;
+  std::vector<RegionId> mine(board.regions);
+  pool.add_to(engine, mine.data());
   const PeerId peer = engine.connect(board.address, std::chrono::seconds(20));
   std::printf("ceiling (copy engine, 1 GiB) %.1f GB/s; %s\n", top, engine.peer(peer)->link_text().c_str());
-  board.verify = 1;  // the ceiling wrote everything: blank it
-  while (board.verify != 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  for (int i = 0; i < static_cast<int>(std::size(kWorkloads)); ++i) row(engine, peer, board, i, mine, top, pause);
+  for (int i = 0; i < static_cast<int>(std::size(kWorkloads)); ++i)
+    if (std::strstr(kWorkloads[i].name, only) != nullptr) row(engine, peer, board, i, mine, top, pause);
   std::printf("afterwards: %s\n", engine.peer(peer)->link_text().c_str());
   engine.close();
   board.stage = 3;
@@ -243,21 +277,24 @@ int selftest(uint32_t cases) {
 }
 
 int main(int argc, char** argv) {
-  uint32_t pause = 0;
+  uint32_t pause = 0, regions = 1;
   std::string cuda;
-  const char* gpu = "1";
+  const char *gpu = "1", *only = "";
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--selftest") == 0 && i + 1 < argc)
       return selftest(static_cast<uint32_t>(std::atoi(argv[i + 1])));
     if (std::strcmp(argv[i], "--same-gpu") == 0) gpu = "0";
+    if (std::strcmp(argv[i], "--allocations") == 0) regions = kMaxRegions;
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[++i];
     if (std::strcmp(argv[i], "--cuda") == 0 && i + 1 < argc) cuda = argv[++i];
     if (std::strcmp(argv[i], "--pause") == 0 && i + 1 < argc) pause = static_cast<uint32_t>(std::atoi(argv[++i]));
   }
   auto* board = new (::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Board{};
+  board->regions = regions;
   const pid_t child = ::fork();  // before anything of CUDA
   try {
     if (child == 0) ::_exit(receiver(*board, gpu, cuda));
-    const int result = sender(*board, cuda, pause);
+    const int result = sender(*board, cuda, pause, only);
     ::waitpid(child, nullptr, 0);
     return result;
   } catch (const std::exception& error) {

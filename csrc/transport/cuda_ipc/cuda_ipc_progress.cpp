@@ -1,0 +1,35 @@
+// See cuda_ipc_progress.hpp.
+#include "transport/cuda_ipc/cuda_ipc_progress.hpp"
+
+#include <sys/stat.h>
+
+#include <atomic>
+#include <exception>
+
+namespace pdxfer::transport::cuda_ipc {
+
+// As large as it should be, or looking at it would be SIGBUS.
+Progress::Progress(const sys::UniqueFd& memory) {
+  struct stat info {};
+  if (::fstat(memory.get(), &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < static_cast<off_t>(kBytes))
+    throw Error(Code::kInvalid, "the memory of a progress word is smaller than it should be");
+  memory_ = sys::map_shared(memory.get(), 0, kBytes);
+}
+
+uint32_t* Progress::pin(const HostPin& pin, int ordinal) noexcept {
+  try {
+    if (!pin) throw Error(Code::kUnavailable, "this engine cannot page-lock memory");
+    pinned_ = pin(ordinal, memory_.data(), kBytes);
+    return word();
+  } catch (const std::exception& error) {
+    refusal_ = error.what();
+    return nullptr;
+  }
+}
+
+bool Progress::reached(uint32_t piece) const noexcept {
+  const uint32_t now = std::atomic_ref(*word()).load(std::memory_order_acquire);
+  return static_cast<int32_t>(now - piece) >= 0;
+}
+
+}  // namespace pdxfer::transport::cuda_ipc

@@ -322,7 +322,7 @@ Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy
     const uint64_t engine_from = kernel ? UINT64_MAX : share != 0 ? kSharedBytes : kEngineBytes;
     Part part = next_part(entry, copy, cursor, (kernel ? share : budget) - moved, buffer + moved, engine_from);
     part.beside = share != 0 ? part.engine : beside(entry);
-    part.last = moved + part.bytes == budget;
+    part.last = share == 0 && moved + part.bytes == budget;  // else there may be copies on the second stream
     part.whole = part.last && moved == 0;
     const Status s =
         part.engine ? start_engine(entry, copy, cursor, part) : start_kernel(entry, copy, cursor, part, buffer + moved);

@@ -110,6 +110,26 @@ TEST_CASE("a receiver that no longer looks, or never could, is told by a message
   fake_cuda::refuse_progress(false);
 }
 
+TEST_CASE("a receiver whose worker does not come to it is sent more ends than may wait for their bytes") {
+  constexpr BatchId kBatches = 300;
+  Batches batches;
+  End a(kFactory), b(kFactory);
+  Memory& src = a.add(1, 64 << 10);
+  Memory& dst = b.add(2, 64 << 10);
+  Pair pair(a, b);
+  const auto deadline = Clock::now() + 2 * kPatience;
+  for (BatchId id = 1; id <= kBatches; ++id) {
+    batches.push_back(std::make_unique<Batch>(*pair.ab, id, plan_of(whole_copy(src, dst, 1024)), id));
+    while (!batches.back()->notified && Clock::now() < deadline)
+      if (!batches.back()->step()) a.poll();
+  }
+  while (a.sent.size() < kBatches && Clock::now() < deadline) a.poll();
+  CHECK(a.sent.size() == kBatches);
+  for (const Completion& sent : a.sent) CHECK_MESSAGE(sent.status.ok(), sent.status.to_string());
+  REQUIRE(pair.poll_until([&] { return b.arrived.size() == kBatches; }));
+  for (BatchId id = 1; id <= kBatches; ++id) CHECK(b.arrived[id - 1].tag == id);
+}
+
 TEST_CASE("a device that breaks behind an end sent ahead: no arrival, and the batch says why") {
   const Factory breaking = [](Context c) {
     c.device_copy = [inner = c.device_copy](int ordinal, const DeviceCopyOptions& options) {

@@ -1,5 +1,7 @@
 // The progress word that DeviceCopier has written, over the fake driver: by kernels, by the driver, and by neither.
 #include <atomic>
+#include <climits>
+#include <string>
 #include <vector>
 
 #include "core/paged_copy.hpp"
@@ -45,6 +47,39 @@ TEST_CASE("the progress of pieces is told when they are in place, by their kerne
     copier.release(tables);
   }
   fake_cuda::set_delay_us(0);
+}
+
+TEST_CASE("a piece of which the copy engine took some is not told before that is in place") {
+  fake_cuda::install();
+  fake_cuda::set_engine_delay_ms(30);
+  constexpr uint64_t kRun = 4 << 20, kPairs = 6;
+  const Buffers memory(kPairs * (kRun + (1 << 20)));
+  // Uneven gaps: nothing to join to rows, so half is the kernel's and half the engine's, which refuses its second copy.
+  const PagedCopy copy = buffers(kPairs, kRun >> 10, [](uint64_t i) { return i * i * 4096; });
+  const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
+  const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
+  uint32_t progress = 0;
+  const std::atomic_ref told(progress);
+  DeviceCopier copier(0, {.progress = &progress});
+  DeviceTables tables = 0;
+  REQUIRE(copier.prepare(copy, DeviceForm::kPaged, src, dst, tables).ok());
+  std::memset(memory.dst, 0, kPairs * (kRun + (1 << 20)));
+  const unsigned before = fake_cuda::engine_copies();
+  fake_cuda::allow_engine_copies(1);
+  Cursor cursor;
+  DeviceTicket ticket = 0;
+  REQUIRE(copier.launch(tables, copy, cursor, UINT64_MAX, 0, ticket).ok());
+  fake_cuda::allow_engine_copies(INT_MAX);
+  REQUIRE(at_end(copy, cursor));
+  CHECK(fake_cuda::engine_copies() == before + 1);
+  CHECK(copier.describe().find("refused by the driver") != std::string::npos);
+  for (int wait = 0; wait < 100000 && told.load() < ticket; ++wait)
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  REQUIRE(told.load() == ticket);
+  for (const RegionPair& pair : copy.pairs)
+    CHECK(std::memcmp(memory.dst + pair.dst_offset, memory.src + pair.src_offset, kRun) == 0);
+  copier.release(tables);
+  fake_cuda::set_engine_delay_ms(0);
 }
 
 TEST_CASE("a driver that does not write the progress is found out, and its pieces are over all the same") {

@@ -126,10 +126,13 @@ bool CudaLink::ends_ahead(const Batch& batch) const {
 
 // A receiver looks at the progress for kHotTime after an end, unless its thread has to wait for a processor.
 void CudaLink::settle_ahead() {
-  for (; !ahead_.empty(); ahead_.pop_front()) {
+  while (!ahead_.empty()) {
     EndAhead& first = ahead_.front();
     const auto found = batches_.find(first.batch);
-    if (found == batches_.end() || !found->second.ahead) continue;  // it was answered, or given up
+    if (found == batches_.end() || !found->second.ahead) {  // it was answered, or given up
+      ahead_.pop_front();
+      continue;
+    }
     if (!connection_.progress->reached(static_cast<uint32_t>(first.piece))) return;
     const Clock::time_point now = Clock::now();
     if (first.in_place == Clock::time_point{}) first.in_place = now;
@@ -137,8 +140,10 @@ void CudaLink::settle_ahead() {
     Header in_place;
     in_place.type = Type::kInPlace;
     in_place.batch = first.batch;
-    if (outbox_.offer(in_place, {}) == EAGAIN) return;
-    found->second.ahead = false;  // also where the socket is broken: an answer may be left in it
+    found->second.ahead = false;
+    ahead_.pop_front();
+    // Of a broken socket nothing is said here: an answer may be left in it, and who reads it sees the rest.
+    if (outbox_.offer(in_place, {}) == EAGAIN) keep(in_place);
   }
 }
 

@@ -203,6 +203,7 @@ void CudaLink::handle_end(const Header& header, ByteView tail) {
     verifier_->end(header, tail);
     return wake_worker();  // which polls the checks that are under way
   }
+  settle_awaited();  // where the worker does not come to it: what is left is then no more than the sender has under way
   if (header.piece == 0 || connection_.peer_progress->reached(header.piece)) return deliver(header, tail);
   if (awaited_.full()) return lose({Code::kPeerLost, 0, "more ends than a sender can have ahead of their bytes"});
   awaited_.add(header, tail);

@@ -26,6 +26,7 @@ std::atomic<unsigned> delay_us{0}, engine_delay_ms{0};
 std::atomic<int> launch_failure{0};
 std::atomic<unsigned> copies{0}, clustered{0};
 std::atomic<bool> no_clusters{false}, no_engine{false}, no_progress{false};
+std::atomic<int> engine_copies_left{INT_MAX};
 
 class Stream {
  public:
@@ -127,6 +128,7 @@ bool leaves_allocation(CuDevicePtr from, size_t bytes) {
 
 CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
   if (no_engine || leaves_allocation(from, bytes) || leaves_allocation(to, bytes)) return kCuInvalidValue;
+  if (engine_copies_left != INT_MAX && engine_copies_left-- <= 0) return kCuInvalidValue;
   post_engine_copy(stream,
                    [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
   return kCuSuccess;
@@ -164,6 +166,7 @@ unsigned engine_copies() { return copies; }
 unsigned clustered_launches() { return clustered; }
 void refuse_clusters(bool refused) { no_clusters = refused; }
 void refuse_engine_copies(bool refused) { no_engine = refused; }
+void allow_engine_copies(int count) { engine_copies_left = count; }
 void refuse_progress(bool refused) { no_progress = refused; }
 void set_delay_us(unsigned microseconds) { delay_us = microseconds; }
 void set_engine_delay_ms(unsigned ms) { engine_delay_ms = ms; }

@@ -63,7 +63,6 @@ TEST_CASE("an end that was sent ahead of its bytes can be taken back until they 
     while (batches[0]->step()) {
     }
     REQUIRE(batches[0]->notified);  // while its piece waits
-    CHECK(dst.as_expected());
     pair.poll_for(std::chrono::milliseconds(2));
     CHECK(b.arrived.empty());
     pair.ab->cancel(1);

@@ -5,8 +5,15 @@
 
 #include <atomic>
 #include <exception>
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
 
 namespace pdxfer::transport::cuda_ipc {
+
+#if defined(__SANITIZE_THREAD__)
+char tsan_progress;
+#endif
 
 // As large as it should be, or looking at it would be SIGBUS.
 Progress::Progress(const sys::UniqueFd& memory) {
@@ -29,6 +36,9 @@ uint32_t* Progress::pin(const HostPin& pin, int ordinal) noexcept {
 
 bool Progress::reached(uint32_t piece) const noexcept {
   const uint32_t now = std::atomic_ref(*word()).load(std::memory_order_acquire);
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(&tsan_progress);
+#endif
   return static_cast<int32_t>(now - piece) >= 0;
 }
 

@@ -15,6 +15,7 @@
 #include "cpu_kernels.hpp"
 #include "fake_cuda.hpp"
 #include "fake_memory.hpp"
+#include "fake_progress.hpp"
 #include "fake_tables.hpp"
 
 namespace fake_cuda {
@@ -230,8 +231,10 @@ void fill_stream_table(CudaDriver& api) {
   };
   api.stream_write_value = [](CuStream stream, CuDevicePtr to, unsigned value, unsigned) {
     if (no_progress) return kCuNotSupported;
-    stream_of(stream)->post(
-        [=] { std::atomic_ref(*reinterpret_cast<unsigned*>(to)).store(value, std::memory_order_release); });
+    stream_of(stream)->post([=] {
+      before_progress();
+      std::atomic_ref(*reinterpret_cast<unsigned*>(to)).store(value, std::memory_order_release);
+    });
     return kCuSuccess;
   };
   api.copy_async = &copy_async;

@@ -13,6 +13,7 @@
 
 #include "core/log.hpp"
 #include "core/paged_copy.hpp"
+#include "core/progress_word.hpp"
 
 namespace pdxfer::pack {
 namespace {
@@ -296,9 +297,8 @@ Status DeviceCopier::tell_progress(DeviceTicket ticket) noexcept {
 
 // Does the word say that this piece is over? It is cheaper to look at than an event, and tells no errors.
 bool DeviceCopier::told(DeviceTicket ticket) const noexcept {
-  if (!tells_ || on_beside_[ticket % events_.size()]) return false;
-  const uint32_t now = std::atomic_ref(*options_.progress).load(std::memory_order_acquire);
-  return static_cast<int32_t>(now - static_cast<uint32_t>(ticket)) >= 0;
+  return tells_ && !on_beside_[ticket % events_.size()] &&
+         progress_reached(*options_.progress, static_cast<uint32_t>(ticket));
 }
 
 // A shared piece begins with what the kernel moves, whose launch takes little time; the engine's copies follow on the

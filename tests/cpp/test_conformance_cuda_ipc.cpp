@@ -51,6 +51,14 @@ TEST_CASE("what arrived and was handed on is acknowledged, also when its receive
   }
 }
 
+// Batch 1 up to its end, which is sent while its piece waits for the device.
+static void send_ahead(Pair& pair, Batches& batches, Memory& src, Memory& dst) {
+  batches.push_back(std::make_unique<Batch>(*pair.ab, 1, plan_of(whole_copy(src, dst, 1024)), 1));
+  while (batches[0]->step()) {
+  }
+  REQUIRE(batches[0]->notified);
+}
+
 TEST_CASE("an end that was sent ahead of its bytes can be taken back until they are there") {
   Batches batches;
   End a(kFactory), b(kFactory);
@@ -59,10 +67,7 @@ TEST_CASE("an end that was sent ahead of its bytes can be taken back until they 
   Pair pair(a, b);
   {
     const Late late;
-    batches.push_back(std::make_unique<Batch>(*pair.ab, 1, plan_of(whole_copy(src, dst, 1024)), 1));
-    while (batches[0]->step()) {
-    }
-    REQUIRE(batches[0]->notified);  // while its piece waits
+    send_ahead(pair, batches, src, dst);
     pair.poll_for(std::chrono::milliseconds(2));
     CHECK(b.arrived.empty());
     pair.ab->cancel(1);
@@ -143,10 +148,7 @@ TEST_CASE("a device that breaks behind an end sent ahead: no arrival, and the ba
   Pair pair(a, b);
   {
     const Late late;
-    batches.push_back(std::make_unique<Batch>(*pair.ab, 1, plan_of(whole_copy(src, dst, 1024)), 1));
-    while (batches[0]->step()) {
-    }
-    REQUIRE(batches[0]->notified);
+    send_ahead(pair, batches, src, dst);
     b.poll();
     Breaking::broken = true;
     REQUIRE(pair.poll_until([&] { return a.find_sent(1) != nullptr; }));

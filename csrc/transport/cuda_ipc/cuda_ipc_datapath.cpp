@@ -88,12 +88,7 @@ void CudaLink::finish(BatchId id, Batch& batch, Status status) {
   if (batch.over) return;
   batch.over = true;
   batch.status = status;
-  if (batch.announced && !batch.ended) {
-    Header give_up;
-    give_up.type = Type::kGiveUp;
-    give_up.batch = id;
-    post(give_up);
-  }
+  if (batch.announced && !batch.ended) give_up(id);
   for (Prepared& prepared : batch.copies)
     if (prepared.tables != 0 && copier_) copier_->release(prepared.tables);
   batch.copies.clear();
@@ -114,7 +109,7 @@ Status CudaLink::fail(BatchId id, Batch& batch, Status status) {
   if (batch.over || batch.failing || batch.handed_over) return batch.status;
   batch.failing = true;
   batch.status = status;
-  retract(id, batch);
+  if (std::exchange(batch.ahead, false)) give_up(id);
   if (still(batch)) finish(id, batch, status);
   return status;
 }
@@ -147,13 +142,12 @@ void CudaLink::settle_ahead() {
   }
 }
 
-// Asks for an end back that was sent ahead. The acknowledgement says whether it came too late.
-void CudaLink::retract(BatchId id, Batch& batch) {
-  if (!std::exchange(batch.ahead, false)) return;
-  Header give_up;
-  give_up.type = Type::kGiveUp;
-  give_up.batch = id;
-  post(give_up);
+// No end will come; one that was sent ahead is asked back, and its acknowledgement says whether that came too late.
+void CudaLink::give_up(BatchId id) {
+  Header header;
+  header.type = Type::kGiveUp;
+  header.batch = id;
+  post(header);
 }
 
 void CudaLink::settle_awaited() {
@@ -419,8 +413,10 @@ void CudaLink::cancel(BatchId id) {
   if (batch.over) return;
   // The answer to an ended batch is its acknowledgement: all of it is in place, or, of one whose end was sent ahead,
   // the receiver is asked to let go of that.
-  if (batch.ended) return retract(id, batch);
-  fail(id, batch, {Code::kCancelled, 0, "cancelled by the sender"});
+  if (!batch.ended)
+    fail(id, batch, {Code::kCancelled, 0, "cancelled by the sender"});
+  else if (std::exchange(batch.ahead, false))
+    give_up(id);
 }
 
 Status CudaLink::lost() const {

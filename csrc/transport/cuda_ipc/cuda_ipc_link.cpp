@@ -20,6 +20,11 @@ Status status_of(const Header& ack) noexcept {
           ack.native != 0 ? "its own code" : nullptr};  // an errno or one of CUDA's
 }
 
+// With checksums an end has to wait for the sum; what is staged has no pieces here.
+bool wants_progress(const CudaOptions& options) noexcept {
+  return !options.checksum && options.path != CudaOptions::Path::kStaging;
+}
+
 }  // namespace
 
 CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connection, stream::StreamHub& hub)
@@ -31,9 +36,7 @@ CudaLink::CudaLink(std::shared_ptr<Core> core, PeerId peer, Connection connectio
     ordinal_ = core_->ordinal;
   }
   DeviceCopyOptions options{.checksum = core_->options.checksum};
-  // With checksums an end has to wait for the sum; what is staged has no pieces here.
-  if (!options.checksum && core_->options.path != CudaOptions::Path::kStaging)
-    options.progress = connection_.progress->pin(core_->context.pin, ordinal_);
+  if (wants_progress(core_->options)) options.progress = connection_.progress->pin(core_->context.pin, ordinal_);
   copier_ = core_->context.device_copy(ordinal_, options);
   if (core_->options.checksum) make_verifier();  // no batch waits for it
   channel_ = connection_.channel.get();
@@ -422,7 +425,7 @@ std::string CudaLink::describe() const {
   };
   std::string text = "mapped: " + count(mapped);
   if (copier_) text += ", by " + copier_->describe();
-  if (copier_ && !copier_->tells() && !core_->options.checksum && core_->options.path != CudaOptions::Path::kStaging) {
+  if (copier_ && !copier_->tells() && wants_progress(core_->options)) {
     const std::string& why = connection_.progress->refusal();
     text += ", arrivals told by messages alone (" + (why.empty() ? "the driver writes no progress" : why) + ")";
   }

@@ -133,7 +133,7 @@ class CudaLink {
   void settle_sums();
   bool ends_ahead(const Batch& batch) const;
   void settle_ahead();
-  void retract(BatchId id, Batch& batch);
+  void give_up(BatchId id);
   void settle_awaited();
   void deliver(const Header& end, ByteView tail);
   void make_verifier();

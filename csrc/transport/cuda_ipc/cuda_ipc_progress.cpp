@@ -3,11 +3,12 @@
 
 #include <sys/stat.h>
 
-#include <atomic>
 #include <exception>
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #endif
+
+#include "core/progress_word.hpp"
 
 namespace pdxfer::transport::cuda_ipc {
 
@@ -35,11 +36,11 @@ uint32_t* Progress::pin(const HostPin& pin, int ordinal) noexcept {
 }
 
 bool Progress::reached(uint32_t piece) const noexcept {
-  const uint32_t now = std::atomic_ref(*word()).load(std::memory_order_acquire);
+  const bool reached = progress_reached(*word(), piece);
 #if defined(__SANITIZE_THREAD__)
   __tsan_acquire(&tsan_progress);
 #endif
-  return static_cast<int32_t>(now - piece) >= 0;
+  return reached;
 }
 
 }  // namespace pdxfer::transport::cuda_ipc

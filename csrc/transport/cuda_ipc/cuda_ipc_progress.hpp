@@ -33,7 +33,6 @@ class Progress {
   // Page-locks the word for the GPUs of this process, one of which writes it, and returns it; null: refusal() says why.
   uint32_t* pin(const HostPin& pin, int ordinal) noexcept;
   const std::string& refusal() const noexcept { return refusal_; }
-  // Pieces are numbered from 1 on and wrap; far fewer than half of all numbers are under way.
   bool reached(uint32_t piece) const noexcept;
 
  private:
@@ -61,7 +60,6 @@ class AwaitedEnds {
   // A sender has few pieces under way, and begins another only when one is over.
   static constexpr size_t kMost = 64;
 
-  bool empty() const noexcept { return ends_.empty(); }
   bool full() const noexcept { return ends_.size() >= kMost; }
   void add(const Header& header, ByteView tail) { ends_.push_back({header, {tail.begin(), tail.end()}}); }
   void clear() noexcept { ends_.clear(); }

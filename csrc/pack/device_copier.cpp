@@ -50,6 +50,13 @@ DeviceCopyOptions settled(DeviceCopyOptions options) {
   return options;
 }
 
+// One run in pairs without gaps: to a kernel it is one slot, whose table travels with the launch.
+bool one_slot(const PagedCopy& copy) noexcept {
+  return copy.runs.size() == 1 && std::ranges::all_of(copy.pairs, [&](const RegionPair& pair) {
+           return dense(pair) && copy.slots * pair.slot_bytes <= DeviceCopier::kMaxWords / 2;
+         });
+}
+
 void wake_caller(void* options) { static_cast<const DeviceCopyOptions*>(options)->wake(); }
 
 }  // namespace
@@ -75,13 +82,14 @@ DeviceCopier::DeviceCopier(int ordinal, const DeviceCopyOptions& options)
   clusters_ =
       kernels_.context().attribute(shim::kCuAttributeMajor) >= 9 && shim::cuda().api.launch_kernel_ex != nullptr;
   tells_ = options.progress != nullptr && shim::cuda().api.stream_write_value != nullptr;
-  max_pitch_ = static_cast<uint64_t>(kernels_.context().attribute(shim::kCuAttributeMaxPitch));
   const sys::CudaScope scope(kernels_.context());
   events_.reserve(std::max<size_t>(options.pieces, 1));
   for (size_t i = 0; i < std::max<size_t>(options.pieces, 1); ++i) events_.emplace_back();
   on_beside_.resize(events_.size());
   told_.resize(events_.size());
-  row_order_.reserve(kMostRows);
+  from_.reserve(kMostBatched);
+  to_.reserve(kMostBatched);
+  sizes_.reserve(kMostBatched);
   if (!options.checksum) return;
   reports_ = std::make_unique<sys::PinnedMemory>(events_.size() * report_bytes());
   const std::vector<uint64_t> none((1 + blocks_) * kShares);
@@ -111,9 +119,9 @@ Status DeviceCopier::fail(shim::CuResult result, const char* what) noexcept {
   return error_;
 }
 
-// Of a copy of the engine: nothing of one that the driver finds invalid has begun, and the kernel can move it too.
+// Of copies of the engine that the driver does not take: the kernel moves them, over what had begun of them.
 Status DeviceCopier::fail_engine(shim::CuResult result, const char* what) noexcept {
-  if (result != shim::kCuInvalidValue) return fail(result, what);
+  if (result != shim::kCuInvalidValue && result != shim::kCuNotSupported) return fail(result, what);
   engine_ = false;
   engine_refused_ = true;
   log(LogLevel::kWarning, std::string(what) + " was refused (" + shim::cuda_error_name(result) +
@@ -126,7 +134,8 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   tables = 0;
   if (!error_.ok()) return error_;
   // Slots, then pairs: what the kernel reads. Then where each run's slots begin, for us.
-  const uint64_t slot_bytes = copy.slots * sizeof(DeviceSlot);
+  const bool one_run = one_slot(copy);
+  const uint64_t slot_bytes = (one_run ? 1 : copy.slots) * sizeof(DeviceSlot);
   const uint64_t pairs_begin = (slot_bytes + 15) / 16 * 16;
   const uint64_t read = pairs_begin + copy.pairs.size() * sizeof(DevicePair);
   const bool single = copy.slots == copy.runs.size();  // every run is one slot, the one of its own number
@@ -141,6 +150,7 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
   entry.pairs_at = entry.begin + pairs_begin;
   entry.firsts_at = single ? TableRing::kSingle : entry.begin + read;
   entry.form = form;
+  entry.one_run = one_run;
   if (!single) {
     auto* firsts = reinterpret_cast<uint32_t*>(host_tables_.data() + entry.firsts_at);
     uint32_t at = 0;
@@ -161,7 +171,7 @@ Status DeviceCopier::prepare(const PagedCopy& copy, DeviceForm form, std::span<c
 void DeviceCopier::write_slots(TableRing::Entry& entry, const PagedCopy& copy) noexcept {
   if (std::exchange(entry.written, true)) return;
   auto* slots = reinterpret_cast<DeviceSlot*>(host_tables_.data() + entry.begin);
-  if (entry.firsts_at == TableRing::kSingle)
+  if (entry.one_run || entry.firsts_at == TableRing::kSingle)
     for (const Run& run : copy.runs) *slots++ = {run.src_slot, run.dst_slot};
   else
     for (const Run& run : copy.runs)
@@ -233,7 +243,7 @@ Status DeviceCopier::start_kernel(TableRing::Entry& entry, const PagedCopy& copy
   args.src_stride = pair.src_stride;
   args.dst_stride = pair.dst_stride;
   args.buffer = buffer;
-  args.per_slot = divisor_of(static_cast<unsigned>(per_slot));
+  args.per_slot = divisor_of(static_cast<unsigned>(entry.one_run ? per_pair : per_slot));
   args.first = static_cast<unsigned>(first);
   args.count = static_cast<unsigned>(count);
   args.side = static_cast<unsigned>(entry.form);
@@ -288,9 +298,9 @@ void DeviceCopier::have_progress_told(PagedCopyArgs& args) const noexcept {
 // Where no kernel ends a piece of slots to slots. The driver makes everything before the write visible to the whole
 // system first, and what comes after it in the stream waits for that: 1 % of the rate of 235 MB pieces, one behind the
 // other, so kernels write it themselves.
-Status DeviceCopier::tell_progress(DeviceTicket ticket) noexcept {
+Status DeviceCopier::tell_progress(DeviceTicket ticket, shim::CuStream stream) noexcept {
   const auto result = shim::cuda().api.stream_write_value(
-      stream_.get(), reinterpret_cast<shim::CuDevicePtr>(options_.progress), static_cast<uint32_t>(ticket), 0);
+      stream, reinterpret_cast<shim::CuDevicePtr>(options_.progress), static_cast<uint32_t>(ticket), 0);
   if (result == shim::kCuNotSupported) tells_ = false;
   return result == shim::kCuSuccess || !tells_ ? kOkStatus : fail(result, "cuStreamWriteValue32");
 }
@@ -301,38 +311,37 @@ bool DeviceCopier::told(DeviceTicket ticket) const noexcept {
          progress_reached(*options_.progress, static_cast<uint32_t>(ticket));
 }
 
-// A shared piece begins with what the kernel moves, whose launch takes little time; the engine's copies follow on the
-// second stream, which starts after what came before the piece and which the piece's event then waits for. `budget` is
-// no more than there is.
+// A piece of long runs that finds nothing else under way begins with a kernel, whose launch takes little time. The copy
+// engine's batches begin beside it on the second stream, where the piece ends, after the kernel, which is over by then.
+// `budget` is no more than there is.
 Status DeviceCopier::launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
                                   uint64_t buffer, Launched& piece) noexcept {
+  const bool batches = in_batches(entry, copy);
+  uint64_t lead = batches && launched_ == done_ ? kernel_lead(copy, cursor, budget) : 0;
   uint64_t& moved = piece.bytes;
-  uint64_t share = 0;
   for (size_t parts = 0; parts < kMaxParts && moved < budget; ++parts) {
     const uint64_t before = moved;
-    if (share == 0)
-      if (const Status s = launch_rows(entry, copy, cursor, budget - moved, moved); !s.ok()) return s;
+    if (moved >= lead)
+      if (const Status s = start_engine(entry, copy, cursor, budget - moved, batches ? 1 : kEngineBytes,
+                                        (lead != 0 ? beside_ : stream_).get(), moved);
+          !s.ok())
+        return s;
     if (moved != before) {
       piece.by_engine = true;
       continue;
     }
-    if (moved == 0 && (share = kernel_share(entry, copy, cursor, budget)) != 0)
-      if (const Status s = follow(fork_.get(), stream_.get(), beside_.get()); !s.ok()) return s;
-    const bool kernel = moved < share;
-    const uint64_t engine_from = kernel ? UINT64_MAX : share != 0 ? kSharedBytes : kEngineBytes;
-    Part part = next_part(entry, copy, cursor, (kernel ? share : budget) - moved, buffer + moved, engine_from);
-    part.beside = share != 0 ? part.engine : beside(entry);
-    part.last = share == 0 && moved + part.bytes == budget;  // else there may be copies on the second stream
+    if (engine_refused_ && std::exchange(lead, 0) != 0)  // the kernel moves it, after what had begun of it
+      if (const Status s = follow(join_.get(), beside_.get(), stream_.get()); !s.ok()) return s;
+    Part part = next_part(entry, copy, cursor, (moved < lead ? lead : budget) - moved, buffer + moved);
+    part.beside = beside(entry);
+    part.last = lead == 0 && moved + part.bytes == budget;  // else there may be copies on the second stream
     part.whole = part.last && moved == 0;
-    const Status s =
-        part.engine ? start_engine(entry, copy, cursor, part) : start_kernel(entry, copy, cursor, part, buffer + moved);
-    if (!s.ok()) return s;
-    if (part.engine && engine_refused_) continue;  // and now by the kernel
-    piece.by_engine |= part.engine;
-    piece.told = part.last && !part.engine && !entry.buffered();
+    if (const Status s = start_kernel(entry, copy, cursor, part, buffer + moved); !s.ok()) return s;
+    piece.told = part.last && !entry.buffered();
     moved += advance(copy, cursor, part.bytes);
   }
-  return share == 0 ? kOkStatus : follow(join_.get(), beside_.get(), stream_.get());
+  piece.led = lead != 0;
+  return piece.led ? follow(fork_.get(), stream_.get(), beside_.get()) : kOkStatus;
 }
 
 Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
@@ -360,15 +369,18 @@ Status DeviceCopier::launch(DeviceTables tables, const PagedCopy& copy, Cursor& 
   }
   engine_ = options_.copy_engine && !engine_refused_ && choice_.next(timed.bytes) == EngineChoice::kEngine;
   Launched piece;
-  const shim::CuStream stream = (beside(*entry) ? beside_ : stream_).get();
+  const bool on_beside = beside(*entry);
   if (const Status s = launch_parts(*entry, copy, cursor, budget, buffer, piece); !s.ok()) return s;
   if (piece.bytes == 0) return kOkStatus;
+  const shim::CuStream stream = (on_beside || piece.led ? beside_ : stream_).get();
   if (tells_ && !piece.told && entry->form == DeviceForm::kPaged)
-    if (const Status s = tell_progress(launched_ + 1); !s.ok()) return s;
+    if (const Status s = tell_progress(launched_ + 1, stream); !s.ok()) return s;
   const shim::CudaDriver& api = shim::cuda().api;
-  if (const auto r = api.event_record(events_[(launched_ + 1) % events_.size()].get(), stream); r != 0)
-    return fail(r, "cuEventRecord");
-  on_beside_[(launched_ + 1) % events_.size()] = stream == beside_.get();
+  const shim::CuEvent event = events_[(launched_ + 1) % events_.size()].get();
+  if (const auto r = api.event_record(event, stream); r != 0) return fail(r, "cuEventRecord");
+  if (piece.led)  // what is launched next begins after it
+    if (const auto r = api.stream_wait_event(stream_.get(), event, 0); r != 0) return fail(r, "cuStreamWaitEvent");
+  on_beside_[(launched_ + 1) % events_.size()] = on_beside;
   const bool alone = launched_ == done_;
   ticket = entry->last_piece = ++launched_;
   if (alone && piece.bytes == timed.bytes) {
@@ -445,12 +457,13 @@ uint64_t DeviceCopier::sum(DeviceTicket ticket) const noexcept {
 std::string DeviceCopier::describe() const {
   std::string text =
       std::to_string(blocks_) + " thread blocks" +
-      (options_.checksum      ? ", which sum what they read"
-       : engine_refused_      ? ", copy engine refused by the driver"
-       : options_.copy_engine ? ", copy engine for runs and rows of " + std::to_string(kEngineBytes >> 10) +
-                                    " KiB and more, shared from " + std::to_string(kSharedBytes >> 10) + " to " +
-                                    std::to_string(kEngineAloneBytes >> 10)
-                              : ", no copy engine");
+      (options_.checksum ? ", which sum what they read"
+       : engine_refused_ ? ", copy engine refused by the driver"
+       : options_.copy_engine
+           ? ", copy engine for runs of " +
+                 std::to_string((shim::cuda().api.copy_batch_async != nullptr ? kBatchedRun : kEngineBytes) >> 10) +
+                 " KiB and more"
+           : ", no copy engine");
   const auto measured = [&](EngineChoice::Way way, const char* name) {
     if (choice_.gbps(way) > 0) text += ", " + std::to_string(std::lround(choice_.gbps(way))) + " GB/s by " + name;
   };

@@ -14,25 +14,21 @@
 
 namespace pdxfer::pack {
 
-// Measured on NVLink 4 (docs/design/cuda_ipc.md): what more blocks add beyond these is little, and from runs of this
-// size on the copy engine is ahead of the kernel, unless EngineChoice learns otherwise.
+// Measured on NVLink 4 (docs/design/cuda_ipc.md): what more blocks add beyond these is little.
 inline constexpr unsigned kDefaultBlocks = 12;
 // A block sums some 30 GB/s: so many keep up with the link, and so many read twice as fast as it.
 inline constexpr unsigned kSummingBlocks = 16, kReadingBlocks = 32;
 // PCIe, to a slot of host memory or from one, is full with these, of which a piece takes half: two overlap.
 inline constexpr unsigned kBufferBlocks = 8;
-inline constexpr uint64_t kEngineBytes = 16 << 20;
-// Rows of an engine copy: of this size at least, so many at most, and a multiple of this apart, which is what the
-// driver gives to pitched memory (other distances are not certain to work).
-inline constexpr uint64_t kEngineRow = 512 << 10;
-inline constexpr size_t kMostRows = 1024;
-inline constexpr uint64_t kPitchUnit = 512;
 inline constexpr unsigned kClusterBlocks = 4;  // launched next to one another, where the device can
-// Runs from this size on are shared between the two, which together outrun either: the kernel's share, in 64ths.
-inline constexpr uint64_t kSharedBytes = 4 << 20;
-inline constexpr uint64_t kKernelShare = 32;
-// Single copies from this size on are better left to the engine alone.
-inline constexpr uint64_t kEngineAloneBytes = 64 << 20;
+// The copy engine is ahead of the kernel, unless EngineChoice learns otherwise, with runs from the first size on where
+// it is given many in one call, else from the second on.
+inline constexpr uint64_t kBatchedRun = 1 << 20;
+inline constexpr uint64_t kEngineBytes = 16 << 20;
+inline constexpr size_t kMostBatched = 256;
+// The driver takes 0.5 to 1.3 us for a copy of a batch, and none of them begins before it has taken all: what the
+// kernel moves meanwhile.
+inline constexpr uint64_t kLeadPerCopy = 512 << 10;
 // With fewer tiles for each warp than this, asking for them costs more than unequal shares.
 inline constexpr uint64_t kTilesToHandOut = 16;
 
@@ -56,10 +52,9 @@ class DeviceCopier final : public DeviceCopy {
   std::string describe() const override;
 
  private:
-  struct Part {  // of a piece: one kernel or one copy of the copy engine
+  struct Part {  // of a piece: one kernel
     uint64_t bytes = 0;
     unsigned log2_word = 0;
-    bool engine = false;
     bool beside = false;  // on the second stream
     bool whole = false;   // nothing else is of the piece,
     bool last = false;    // or nothing after it
@@ -68,6 +63,7 @@ class DeviceCopier final : public DeviceCopy {
     uint64_t bytes = 0;
     bool by_engine = false;  // some of it
     bool told = false;       // its last kernel tells the progress
+    bool led = false;        // a kernel begins it, and it ends on the second stream
   };
   struct Told {
     uint32_t tiles = 0, log2_word = 0;
@@ -82,22 +78,19 @@ class DeviceCopier final : public DeviceCopy {
 
   Status fail(shim::CuResult result, const char* what) noexcept;
   Status fail_engine(shim::CuResult result, const char* what) noexcept;
-  Status launch_rows(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
-                     uint64_t& moved) noexcept;
-  shim::CuCopy2d rows_of(const PagedCopy& copy, const DevicePair* bases, size_t i, uint64_t row) const noexcept;
-  uint64_t kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                        uint64_t budget) const noexcept;
+  bool in_batches(const TableRing::Entry& entry, const PagedCopy& copy) const noexcept;
+  uint64_t kernel_lead(const PagedCopy& copy, Cursor cursor, uint64_t budget) const noexcept;
   Part next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, uint64_t budget,
-                 uint64_t buffer, uint64_t engine_from) const noexcept;
+                 uint64_t buffer) const noexcept;
   uint64_t bytes_left(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor) const noexcept;
   Status launch_parts(TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget, uint64_t buffer,
                       Launched& piece) noexcept;
   bool told(DeviceTicket ticket) const noexcept;
   void have_progress_told(PagedCopyArgs& args) const noexcept;
-  Status tell_progress(DeviceTicket ticket) noexcept;
+  Status tell_progress(DeviceTicket ticket, shim::CuStream stream) noexcept;
   Status follow(shim::CuEvent event, shim::CuStream before, shim::CuStream stream) noexcept;
-  Status start_engine(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                      const Part& part) noexcept;
+  Status start_engine(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                      uint64_t least, shim::CuStream stream, uint64_t& moved) noexcept;
   Status start_kernel(TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor, const Part& part,
                       uint64_t buffer) noexcept;
   shim::CuResult launch_kernel(shim::CuFunction kernel, unsigned blocks, shim::CuStream stream,
@@ -116,9 +109,8 @@ class DeviceCopier final : public DeviceCopy {
   DeviceKernels kernels_;
   unsigned blocks_ = 0, reading_blocks_ = 0;
   bool clusters_ = false;
-  uint64_t max_pitch_ = 0;
-  // beside_ has the copy engine's part of a piece that is shared, and every second piece through a buffer: the end of
-  // one and the beginning of the next then overlap.
+  // beside_ has the copy engine's part of a piece that the kernel begins, and every second piece through a buffer: the
+  // end of one and the beginning of the next then overlap.
   sys::CudaStream stream_, beside_;
   TableRing ring_;
   sys::PinnedMemory host_tables_;
@@ -128,13 +120,14 @@ class DeviceCopier final : public DeviceCopy {
   uint32_t tiles_given_[2] = {};
   sys::CudaMemory tiles_taken_;                 // the counters
   sys::CudaMemory blocks_over_;                 // PagedCopyArgs::blocks_over
-  sys::CudaEvent fork_, join_;                  // where beside_ parts from stream_, and where stream_ waits for it
+  sys::CudaEvent fork_, join_;                  // where beside_ waits for stream_, and stream_ for beside_
   std::vector<sys::CudaEvent> events_;          // of the latest pieces, by ticket,
-  std::vector<bool> on_beside_;                 // and which stream each was recorded on
+  std::vector<bool> on_beside_;                 // and which of the two streams each is in order with
   std::unique_ptr<sys::PinnedMemory> reports_;  // with options_.checksum: of the latest pieces,
   std::vector<Told> told_;                      // and what those are of that tell their shares,
   std::unique_ptr<sys::CudaMemory> landing_;    // which they count here
-  std::vector<uint32_t> row_order_;             // scratch: pairs
+  std::vector<shim::CuDevicePtr> from_, to_;    // scratch: copies of a batch,
+  std::vector<size_t> sizes_;                   // and their bytes
   EngineChoice choice_;
   Timed timed_;
   bool tells_ = false;

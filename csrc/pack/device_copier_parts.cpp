@@ -18,10 +18,6 @@ bool alike(const RegionPair& a, const RegionPair& b) noexcept {
   return a.slot_bytes == b.slot_bytes && a.src_stride == b.src_stride && a.dst_stride == b.dst_stride;
 }
 
-// The driver refuses copies that leave an allocation (CUDA_ERROR_INVALID_VALUE), whatever comes next to it; a region
-// lies in one, or in pieces that the driver takes for one.
-bool same_allocations(const RegionPair& a, const RegionPair& b) noexcept { return a.src == b.src && a.dst == b.dst; }
-
 unsigned alignment_of(const DevicePair& bases, const RegionPair& pair, DeviceForm form) noexcept {
   uint64_t together = pair.slot_bytes;
   if (form == DeviceForm::kPaged || form == DeviceForm::kGather) together |= bases.src | pair.src_stride;
@@ -49,91 +45,38 @@ const DevicePair* DeviceCopier::pairs_of(const TableRing::Entry& entry) const no
   return reinterpret_cast<const DevicePair*>(host_tables_.data() + entry.pairs_at);
 }
 
-// Equal runs an equal distance apart in one region, as where one holds all layers, are the rows of one engine copy.
-// Takes the pairs from the cursor on that fit the budget, in the order of their addresses, as they may come in any.
-// Moves nothing where so many such copies would be needed that the kernel is ahead, or the two together.
-Status DeviceCopier::launch_rows(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
-                                 uint64_t& moved) noexcept {
-  const RegionPair& pair = copy.pairs[cursor.pair];
-  const uint64_t row = copy.slots * pair.slot_bytes;
-  if (entry.form != DeviceForm::kPaged || !engine_ || !dense(pair) || copy.runs.size() != 1 || row < kEngineRow ||
-      cursor != Cursor{cursor.pair, 0, 0, 0})
-    return kOkStatus;
-  const uint64_t most = std::min<uint64_t>({entry.pairs - cursor.pair, budget / row, row_order_.capacity()});
-  row_order_.clear();
-  for (uint32_t i = cursor.pair; row_order_.size() < most && alike(copy.pairs[i], pair); ++i) row_order_.push_back(i);
-  const DevicePair* bases = pairs_of(entry);
-  std::ranges::sort(row_order_, {}, [&](uint32_t i) { return bases[i].src; });
-  size_t copies = 0;
-  for (size_t i = 0; i < row_order_.size(); i += rows_of(copy, bases, i, row).rows) ++copies;
-  const uint64_t least = copies == 1 || row < kSharedBytes ? kEngineBytes : kEngineAloneBytes;
-  if (copies == row_order_.size() || copies * least > row_order_.size() * row) return kOkStatus;
-  const Run& run = copy.runs[0];
-  for (size_t i = 0; i < row_order_.size();) {
-    shim::CuCopy2d rows = rows_of(copy, bases, i, row);
-    i += rows.rows;
-    rows.from.device += run.src_slot * pair.src_stride;
-    rows.to.device += run.dst_slot * pair.dst_stride;
-    if (const auto r = shim::cuda().api.copy_2d_async(&rows, stream_.get()); r != shim::kCuSuccess)
-      return fail_engine(r, "cuMemcpy2DAsync");
+// May the copy engine have all of it, many runs at a time? Without such a call (CUDA 12.8) it leaves the link idle for
+// 2 us between any two.
+bool DeviceCopier::in_batches(const TableRing::Entry& entry, const PagedCopy& copy) const noexcept {
+  if (entry.form != DeviceForm::kPaged || !engine_ || shim::cuda().api.copy_batch_async == nullptr) return false;
+  uint64_t slot_bytes = UINT64_MAX;
+  for (const RegionPair& pair : copy.pairs) {
+    if (!dense(pair)) return false;
+    slot_bytes = std::min(slot_bytes, pair.slot_bytes);
   }
-  moved += row_order_.size() * row;
-  cursor.pair += static_cast<uint32_t>(row_order_.size());
-  return kOkStatus;
+  return std::ranges::all_of(copy.runs, [&](const Run& run) { return run.count * slot_bytes >= kBatchedRun; });
 }
 
-// The pairs from the i-th of row_order_ on that are rows of one copy, from slot 0 on.
-shim::CuCopy2d DeviceCopier::rows_of(const PagedCopy& copy, const DevicePair* bases, size_t i,
-                                     uint64_t row) const noexcept {
-  shim::CuCopy2d rows{};
-  rows.from.type = rows.to.type = shim::kCuMemoryUnified;
-  rows.from.device = bases[row_order_[i]].src;
-  rows.to.device = bases[row_order_[i]].dst;
-  rows.row_bytes = rows.from.pitch = rows.to.pitch = row;
-  rows.rows = 1;
-  const auto step = [&](size_t at, auto side) { return bases[row_order_[at]].*side - bases[row_order_[at - 1]].*side; };
-  for (size_t at = i + 1; at < row_order_.size(); ++at, ++rows.rows) {
-    if (!same_allocations(copy.pairs[row_order_[at]], copy.pairs[row_order_[i]])) break;
-    const uint64_t src = step(at, &DevicePair::src), dst = step(at, &DevicePair::dst);
-    if (rows.rows == 1 && std::min(src, dst) >= row && std::max(src, dst) <= max_pitch_ &&
-        (src | dst) % kPitchUnit == 0)
-      rows.from.pitch = src, rows.to.pitch = dst;
-    else if (rows.rows == 1 || src != rows.from.pitch || dst != rows.to.pitch)
-      break;
+// Of a piece that goes in batches: the bytes at its beginning that the kernel moves while the driver takes the others.
+uint64_t DeviceCopier::kernel_lead(const PagedCopy& copy, Cursor cursor, uint64_t budget) const noexcept {
+  const uint64_t mean = copy.bytes / (copy.pairs.size() * copy.runs.size());
+  const uint64_t wanted = budget * kLeadPerCopy / (mean + kLeadPerCopy);
+  uint64_t lead = 0;  // whole runs
+  while (lead < budget) {
+    const uint64_t slots = copy.runs[cursor.run].count - uint64_t{cursor.slot};
+    const uint64_t run = slots * copy.pairs[cursor.pair].slot_bytes - cursor.byte;
+    if (lead + run / 2 > wanted) break;
+    lead += advance(copy, cursor, run);
   }
-  return rows;
+  return std::min(lead, budget);
 }
 
-// Of a piece whose runs are all long enough to be shared: the bytes at its beginning that are the kernel's. 0: of
-// others.
-uint64_t DeviceCopier::kernel_share(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                                    uint64_t budget) const noexcept {
-  const RegionPair& pair = copy.pairs[cursor.pair];
-  if (entry.form != DeviceForm::kPaged || !engine_ || !dense(pair) || budget < 4 * kSharedBytes) return 0;
-  bool longest = true;  // the copy engine alone is ahead
-  for (const Run& run : copy.runs) {
-    if (run.count * pair.slot_bytes < kSharedBytes) return 0;
-    longest = longest && run.count * pair.slot_bytes >= kEngineAloneBytes;
-  }
-  if (longest) return 0;
-  uint64_t share = 0;  // whole runs: what is left of one might be too short for the engine
-  for (Cursor at = cursor; share < budget / 64 * kKernelShare;) {
-    const uint64_t slots = copy.runs[at.run].count - uint64_t{at.slot};
-    share += advance(copy, at, slots * copy.pairs[at.pair].slot_bytes - at.byte);
-  }
-  return share < budget ? share : 0;  // a single run: the engine's
-}
-
-// The longest part at the cursor that one kernel or one engine copy can move.
+// The longest part at the cursor that one kernel can move.
 DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                                           uint64_t budget, uint64_t buffer, uint64_t engine_from) const noexcept {
+                                           uint64_t budget, uint64_t buffer) const noexcept {
   const RegionPair& pair = copy.pairs[cursor.pair];
   const DevicePair* bases = pairs_of(entry);
   const uint64_t done_slots = slots_before(entry, cursor);
-  if (entry.form == DeviceForm::kPaged && engine_ && dense(pair)) {
-    const uint64_t run = (copy.runs[cursor.run].count - uint64_t{cursor.slot}) * pair.slot_bytes - cursor.byte;
-    if (run >= engine_from && budget >= engine_from) return {std::min(run, budget), 0, true};
-  }
   unsigned log2 = alignment_of(bases[cursor.pair], pair, entry.form);
   uint64_t bytes = (copy.slots - done_slots) * pair.slot_bytes - cursor.byte;
   // Pairs of one shape go together, while the words of all of them can be counted.
@@ -145,8 +88,8 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
   if (entry.buffered()) log2 = std::min(log2, alignment_of(buffer));
   bytes = std::min(bytes, budget);
   const uint64_t word = uint64_t{1} << log2;
-  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0, false};
-  if (bytes < word) return {bytes, 0, false};
+  if (cursor.byte % word != 0) return {std::min(bytes, word - cursor.byte % word), 0};
+  if (bytes < word) return {bytes, 0};
   // The kernel counts words from slot 0 of the first pair on.
   const uint64_t before = (done_slots * pair.slot_bytes + cursor.byte) >> log2;
   uint64_t words = bytes >> log2;
@@ -154,19 +97,46 @@ DeviceCopier::Part DeviceCopier::next_part(const TableRing::Entry& entry, const 
     const uint64_t in_pair = ((copy.slots - done_slots) * pair.slot_bytes - cursor.byte) >> log2;
     words = std::min({words, in_pair, kMaxWords / 2});
   }
-  return {words << log2, log2, false};
+  return {words << log2, log2};
 }
 
-Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy& copy, const Cursor& cursor,
-                                  const Part& part) noexcept {
-  const RegionPair& pair = copy.pairs[cursor.pair];
-  const DevicePair* bases = pairs_of(entry) + cursor.pair;
-  const Run& run = copy.runs[cursor.run];
-  const uint64_t src = bases->src + (uint64_t{run.src_slot} + cursor.slot) * pair.src_stride + cursor.byte;
-  const uint64_t dst = bases->dst + (uint64_t{run.dst_slot} + cursor.slot) * pair.dst_stride + cursor.byte;
-  const shim::CuStream stream = (part.beside ? beside_ : stream_).get();
-  const auto result = shim::cuda().api.copy_async(dst, src, part.bytes, stream);
-  return result == shim::kCuSuccess ? kOkStatus : fail_engine(result, "cuMemcpyAsync");
+// The runs at the cursor, as far as they have `least` bytes each and one call takes them.
+Status DeviceCopier::start_engine(const TableRing::Entry& entry, const PagedCopy& copy, Cursor& cursor, uint64_t budget,
+                                  uint64_t least, shim::CuStream stream, uint64_t& moved) noexcept {
+  if (entry.form != DeviceForm::kPaged || !engine_) return kOkStatus;
+  from_.clear();
+  to_.clear();
+  sizes_.clear();
+  Cursor at = cursor;
+  uint64_t bytes = 0;
+  while (sizes_.size() < kMostBatched && bytes < budget) {
+    const RegionPair& pair = copy.pairs[at.pair];
+    const Run& run = copy.runs[at.run];
+    const uint64_t left = (run.count - uint64_t{at.slot}) * pair.slot_bytes - at.byte;
+    const uint64_t step = std::min(left, budget - bytes);
+    if (!dense(pair) || step < least) break;
+    const DevicePair& bases = pairs_of(entry)[at.pair];
+    from_.push_back(bases.src + (uint64_t{run.src_slot} + at.slot) * pair.src_stride + at.byte);
+    to_.push_back(bases.dst + (uint64_t{run.dst_slot} + at.slot) * pair.dst_stride + at.byte);
+    sizes_.push_back(step);
+    bytes += advance(copy, at, step);
+  }
+  if (bytes == 0) return kOkStatus;
+  const shim::CudaDriver& api = shim::cuda().api;
+  const bool batch = api.copy_batch_async != nullptr && sizes_.size() > 1;
+  shim::CuResult result = shim::kCuSuccess;
+  if (batch) {
+    shim::CuCopyAttributes attributes{shim::kCuSourceStream, {}, {}, shim::kCuCopyOverlap};
+    size_t first = 0, refused = 0;
+    result = api.copy_batch_async(to_.data(), from_.data(), sizes_.data(), sizes_.size(), &attributes, &first, 1,
+                                  &refused, stream);
+  }
+  for (size_t i = 0; !batch && i < sizes_.size() && result == shim::kCuSuccess; ++i)
+    result = api.copy_async(to_[i], from_[i], sizes_[i], stream);
+  if (result != shim::kCuSuccess) return fail_engine(result, batch ? "cuMemcpyBatchAsync" : "cuMemcpyAsync");
+  cursor = at;
+  moved += bytes;
+  return kOkStatus;
 }
 
 }  // namespace pdxfer::pack

@@ -22,6 +22,7 @@ class TableRing {
     bool released = false;
     uint32_t pairs = 0, slots = 0;
     uint64_t pairs_at = 0, firsts_at = 0;    // in the ring, as is `begin`, where the slots are
+    bool one_run = false;                    // in pairs without gaps: to the kernels it is one slot
     bool written = false, uploaded = false;  // the slots; slots and pairs
     DeviceForm form = DeviceForm::kPaged;
     bool buffered() const noexcept { return form == DeviceForm::kGather || form == DeviceForm::kScatter; }

@@ -22,7 +22,6 @@ void want_data_path(CudaDriver& api, const Want& want) noexcept {
   want(api.event_record, "cuEventRecord");
   want(api.event_query, "cuEventQuery");
   want(api.copy_async, "cuMemcpyAsync");
-  want(api.copy_2d_async, "cuMemcpy2DAsync_v2");
   want(api.copy_to_device_async, "cuMemcpyHtoDAsync_v2");
   want(api.host_alloc, "cuMemHostAlloc");
   want(api.host_free, "cuMemFreeHost");
@@ -77,6 +76,7 @@ const char* load_table(DynamicLibrary& lib, CudaDriver& api) noexcept {
   want(api.copy_to_device, "cuMemcpyHtoD_v2");
   want(api.copy_to_host, "cuMemcpyDtoH_v2");
   want_data_path(api, want);
+  (void)lib.load(api.copy_batch_async, "cuMemcpyBatchAsync");
   (void)lib.load(api.launch_kernel_ex, "cuLaunchKernelEx");
   (void)lib.load(api.mem_range_handle, "cuMemGetHandleForAddressRange");
   (void)lib.load(api.stream_write_value, "cuStreamWriteValue32_v2");

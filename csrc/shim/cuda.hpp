@@ -48,17 +48,10 @@ struct CuMemProperties {  // CUmemAllocationProp
   void* win32;
   unsigned char flags[8];
 };
-struct CuCopy2dSide {
-  size_t x, y;
-  unsigned type;  // kCuMemoryUnified
-  const void* host;
-  CuDevicePtr device;
-  void* array;
-  size_t pitch;
-};
-struct CuCopy2d {  // CUDA_MEMCPY2D
-  CuCopy2dSide from, to;
-  size_t row_bytes, rows;
+struct CuCopyAttributes {  // CUmemcpyAttributes
+  int source_order;        // kCuSourceStream: the source is read in stream order
+  CuMemLocation from, to;  // hints, for managed memory
+  unsigned flags;          // kCuCopyOverlap
 };
 struct CuLaunchAttribute {
   int id;  // kCuLaunchCluster: x, y, z
@@ -71,7 +64,7 @@ struct CuLaunch {  // CUlaunchConfig
   CuLaunchAttribute* attributes;
   unsigned attribute_count;
 };
-static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12 && sizeof(CuCopy2d) == 128 &&
+static_assert(sizeof(CuMemProperties) == 32 && sizeof(CuMemAccess) == 12 && sizeof(CuCopyAttributes) == 24 &&
               sizeof(CuLaunchAttribute) == 72 && sizeof(CuLaunch) == 56);
 
 inline constexpr CuResult kCuSuccess = 0;
@@ -87,9 +80,9 @@ inline constexpr unsigned kCuStreamNonBlocking = 1;
 inline constexpr unsigned kCuEventDisableTiming = 2;
 inline constexpr unsigned kCuIpcLazyPeerAccess = 1;
 inline constexpr unsigned kCuHostPortable = 1, kCuHostMapped = 2;
-inline constexpr unsigned kCuMemoryUnified = 4;
+inline constexpr int kCuSourceStream = 1;
+inline constexpr unsigned kCuCopyOverlap = 1;  // leave the multiprocessors to others
 inline constexpr int kCuLaunchCluster = 4;
-inline constexpr int kCuAttributeMaxPitch = 11;
 inline constexpr int kCuAttributeMultiprocessors = 16;
 inline constexpr int kCuAttributePciBus = 33;
 inline constexpr int kCuAttributePciDevice = 34;
@@ -139,7 +132,6 @@ struct CudaDriver {
   CuResult (*event_record)(CuEvent event, CuStream stream);
   CuResult (*event_query)(CuEvent event);
   CuResult (*copy_async)(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream);  // any two kinds of memory
-  CuResult (*copy_2d_async)(const CuCopy2d* copy, CuStream stream);
   CuResult (*copy_to_device_async)(CuDevicePtr to, const void* from, size_t bytes, CuStream stream);
   CuResult (*host_alloc)(void** pointer, size_t bytes, unsigned flags);
   CuResult (*host_free)(void* pointer);
@@ -161,7 +153,10 @@ struct CudaDriver {
   CuResult (*vmm_map)(CuDevicePtr pointer, size_t bytes, size_t offset, CuMemHandle handle, unsigned long long flags);
   CuResult (*vmm_unmap)(CuDevicePtr pointer, size_t bytes);
   CuResult (*vmm_set_access)(CuDevicePtr pointer, size_t bytes, const CuMemAccess* access, size_t count);
-  // Null where the driver is older than CUDA 11.8, and, the others, 11.7.
+  // Null where the driver is older than CUDA 12.8, 11.8, and, the others, 11.7.
+  CuResult (*copy_batch_async)(CuDevicePtr* to, CuDevicePtr* from, size_t* bytes, size_t count,
+                               CuCopyAttributes* attributes, size_t* first_of_each, size_t attribute_count,
+                               size_t* refused, CuStream stream);
   CuResult (*launch_kernel_ex)(const CuLaunch* launch, CuFunction function, void** parameters, void** extra);
   CuResult (*mem_range_handle)(void* handle, CuDevicePtr pointer, size_t bytes, int type, unsigned long long flags);
   CuResult (*stream_write_value)(CuStream stream, CuDevicePtr to, unsigned value, unsigned flags);

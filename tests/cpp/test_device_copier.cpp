@@ -138,24 +138,26 @@ TEST_CASE("each piece wakes its caller, and the copy engine takes long runs") {
   CHECK(memory.dst[20001 << 10] == std::byte{0});
 }
 
-TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, in the order of their pieces") {
+TEST_CASE("long runs go in batches of the copy engine, which a kernel begins where nothing else is under way") {
   fake_cuda::install();
   fake_cuda::set_delay_us(500);
-  constexpr uint32_t kRun = 4608, kPairs = 6;                                            // 4.5 MiB
+  constexpr uint32_t kRun = 1536, kPairs = 24;                                           // 1.5 MiB
   const PagedCopy copy = buffers(kPairs, kRun, [](uint64_t i) { return i * i << 10; });  // unevenly apart
-  const uint64_t end = uint64_t{kPairs} * (kRun + 8) << 10;
+  const uint64_t end = uint64_t{kPairs} * (kRun + kPairs) << 10;
   Buffers memory(end);
-  const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
-  const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
   DeviceCopier copier(0, {});
-  for (const uint64_t piece : {uint64_t{UINT64_MAX}, uint64_t{20} << 20}) {
+  for (const uint64_t piece : {uint64_t{UINT64_MAX}, uint64_t{17} << 20}) {  // which ends within a run
     std::memset(memory.dst, 0, end);
+    const unsigned batches = fake_cuda::engine_batches();
     const unsigned by_engine = engine_copies_of(copier, copy, memory, piece);
-    CHECK(by_engine > 0);       // some by the engine,
-    CHECK(by_engine < kPairs);  // some by the kernel
+    CHECK(by_engine > kPairs / 2);
+    CHECK(by_engine < kPairs);
+    CHECK(fake_cuda::engine_batches() - batches == (piece == UINT64_MAX ? 1 : 2));  // what is left is the kernel's
   }
-  // Two pieces into one place: the later one's bytes stay.
+  // Two pieces into one place: the later one's bytes stay, and it is the engine's alone.
+  const std::vector<uint64_t> src(kPairs, reinterpret_cast<uint64_t>(memory.src));
   const std::vector<uint64_t> other(kPairs, reinterpret_cast<uint64_t>(memory.src) + 1024);
+  const std::vector<uint64_t> dst(kPairs, reinterpret_cast<uint64_t>(memory.dst));
   PagedCopy fewer = copy;
   fewer.runs = {{0, 0, kRun - 1}};
   fewer.seal();
@@ -164,67 +166,77 @@ TEST_CASE("runs of some megabytes are shared by the kernel and the copy engine, 
   REQUIRE(copier.prepare(fewer, DeviceForm::kPaged, src, dst, second).ok());
   DeviceTicket ticket = 0;
   for (const DeviceTables tables : {first, second}) {
+    const unsigned before = fake_cuda::engine_copies();
     Cursor cursor;
     REQUIRE(copier.launch(tables, fewer, cursor, UINT64_MAX, 0, ticket).ok());
+    CHECK((fake_cuda::engine_copies() - before == kPairs) == (tables == second));
   }
   wait_for(copier, ticket);
   CHECK(in_place(fewer, memory));
   fake_cuda::set_delay_us(0);
 }
 
-TEST_CASE("equal runs an equal distance apart are one copy of the engine") {
+TEST_CASE("a batch has no more copies than a call takes, and no short ones") {
   fake_cuda::install();
-  constexpr uint32_t kRun = 1024, kPairs = 40;  // 1 MiB
-  Buffers memory(uint64_t{kPairs} * (kRun + 4) << 10);
-  const auto engine_copies = [&](const PagedCopy& copy, uint64_t piece) {
+  constexpr uint32_t kRun = 1024;  // 1 MiB
+  Buffers memory(uint64_t{40} * kRun << 10);
+  const auto engine_copies = [&](const PagedCopy& copy, unsigned copies, unsigned batches) {
     DeviceCopier copier(0, {});  // which has not learnt anything
-    std::memset(memory.dst, 0xa5, uint64_t{kPairs} * (kRun + 4) << 10);
-    return engine_copies_of(copier, copy, memory, piece);
+    std::memset(memory.dst, 0xa5, uint64_t{40} * kRun << 10);
+    const unsigned before = fake_cuda::engine_batches();
+    CHECK(engine_copies_of(copier, copy, memory, UINT64_MAX) == copies);
+    CHECK(fake_cuda::engine_batches() - before == batches);
   };
-  const auto even = [](uint64_t i) { return i << 10; };
-  CHECK(engine_copies(buffers(kPairs, kRun, even), UINT64_MAX) == 1);
-  CHECK(engine_copies(buffers(kPairs, kRun, even), 20 << 20) == 2);  // a piece is a copy
-  CHECK(engine_copies(buffers(kPairs, kRun, even), 17 << 19) == 0);  // 8 MiB and a half: the kernel's
-  // A gap in the middle: 20 and 20. Too few bytes, runs too short, a distance that pitched memory does not have.
-  CHECK(engine_copies(buffers(kPairs, kRun, [](uint64_t i) { return (i + i / 20) << 10; }), UINT64_MAX) == 2);
-  CHECK(engine_copies(buffers(15, kRun, even), UINT64_MAX) == 0);
-  CHECK(engine_copies(buffers(kPairs, kRun / 2 - 1, even), UINT64_MAX) == 0);
-  CHECK(engine_copies(buffers(kPairs, kRun, [](uint64_t i) { return i * 48; }), UINT64_MAX) == 0);
-  // In any order, as long as it is the same on both sides.
-  PagedCopy shuffled = buffers(kPairs, kRun, even);
-  std::shuffle(shuffled.pairs.begin(), shuffled.pairs.end(), std::mt19937(1));
-  CHECK(engine_copies(shuffled, UINT64_MAX) == 1);
-  PagedCopy backwards = buffers(kPairs, kRun, even);
-  for (uint32_t i = 0; i < kPairs; ++i) backwards.pairs[i].src_offset = backwards.pairs[kPairs - 1 - i].dst_offset;
-  CHECK(engine_copies(backwards, UINT64_MAX) == 0);
-  // Buffers of their own, one behind the other or not, are not one copy: the driver would refuse it.
-  PagedCopy separate = buffers(kPairs, kRun, even);
-  for (uint32_t i = 0; i < kPairs; ++i) separate.pairs[i].src = 10 + i;
-  CHECK(engine_copies(separate, UINT64_MAX) == 0);
-  for (uint32_t i = 0; i < kPairs; ++i) separate.pairs[i].src = 10 + i / 20;
-  CHECK(engine_copies(separate, UINT64_MAX) == 2);
-  for (uint32_t i = 0; i < kPairs; ++i) separate.pairs[i].dst = 10 + i % 2;
-  CHECK(engine_copies(separate, UINT64_MAX) == 0);
-  // A pair of another shape among them ends a copy.
-  PagedCopy mixed = buffers(kPairs, kRun, even);
+  const auto even = [](uint64_t) { return 0; };
+  engine_copies(buffers(40, kRun, even), 27, 1);  // the kernel begins with a third
+  engine_copies(buffers(15, kRun, even), 0, 0);   // too few bytes
+  engine_copies(buffers(40, kRun - 1, even), 0, 0);
+  PagedCopy mixed = buffers(40, kRun, even);  // one buffer's runs are short
   mixed.pairs[18].slot_bytes = mixed.pairs[18].src_stride = mixed.pairs[18].dst_stride = 512;
   mixed.seal();
-  CHECK(engine_copies(mixed, UINT64_MAX) == 2);
+  engine_copies(mixed, 0, 0);
+  PagedCopy sparse = buffers(19, 2 * kRun, even);  // runs of slots that do not touch
+  for (RegionPair& pair : sparse.pairs) pair.slot_bytes = 512;
+  sparse.seal();
+  engine_copies(sparse, 0, 0);
+  fake_cuda::refuse_batches(true);
+  engine_copies(buffers(40, kRun, even), 0, 0);
+  engine_copies(buffers(1, 20 * kRun, even), 1, 0);
+  fake_cuda::refuse_batches(false);
+  // All of these read and write one place, one after the other behind a kernel that is under way.
+  PagedCopy many = buffers(kMostBatched + 44, kRun, even);
+  for (RegionPair& pair : many.pairs) pair.src_offset = pair.dst_offset = 0;
+  const PagedCopy few = pages(1024, 8);
+  DeviceCopier copier(0, {});
+  const std::vector<uint64_t> src(many.pairs.size(), reinterpret_cast<uint64_t>(memory.src));
+  const std::vector<uint64_t> dst(many.pairs.size(), reinterpret_cast<uint64_t>(memory.dst));
+  DeviceTables before = 0, tables = 0;
+  DeviceTicket ticket = 0;
+  Cursor at, cursor;
+  REQUIRE(copier.prepare(few, DeviceForm::kPaged, {src.data(), 1}, {dst.data(), 1}, before).ok());
+  REQUIRE(copier.prepare(many, DeviceForm::kPaged, src, dst, tables).ok());
+  const unsigned copies = fake_cuda::engine_copies(), batches = fake_cuda::engine_batches();
+  REQUIRE(copier.launch(before, few, at, UINT64_MAX, 0, ticket).ok());
+  REQUIRE(copier.launch(tables, many, cursor, UINT64_MAX, 0, ticket).ok());
+  REQUIRE(at_end(many, cursor));
+  wait_for(copier, ticket);
+  CHECK(fake_cuda::engine_copies() - copies == many.pairs.size());
+  CHECK(fake_cuda::engine_batches() - batches == 2);
+  CHECK(in_place(many, memory));
 }
 
 TEST_CASE("what the driver refuses to the copy engine goes by the kernel") {
   fake_cuda::install();
-  constexpr uint32_t kRun = 4608, kPairs = 6;  // 4.5 MiB
-  Buffers memory(uint64_t{kPairs} * (kRun + 64) << 10);
-  const PagedCopy rows = buffers(kPairs, kRun, [](uint64_t i) { return i << 10; });
-  const PagedCopy shared = buffers(kPairs, kRun, [](uint64_t i) { return i * i << 10; });
-  const PagedCopy run = buffers(1, 5 * kRun, [](uint64_t) { return 0; });
-  for (const PagedCopy& copy : {rows, shared, run}) {
+  constexpr uint32_t kRun = 1536, kPairs = 16;  // 1.5 MiB
+  Buffers memory(uint64_t{kPairs} * kRun << 10);
+  const PagedCopy batch = buffers(kPairs, kRun, [](uint64_t) { return 0; });
+  const PagedCopy run = buffers(1, kPairs * kRun, [](uint64_t) { return 0; });
+  for (const PagedCopy& copy : {batch, run}) {
     DeviceCopier copier(0, {});
     CHECK(engine_copies_of(copier, copy, memory, UINT64_MAX) > 0);
     for (int i = 0; i < 2; ++i) {
       fake_cuda::refuse_engine_copies(i == 0);  // and it is not asked again
-      std::memset(memory.dst, 0, uint64_t{kPairs} * (kRun + 64) << 10);
+      std::memset(memory.dst, 0, uint64_t{kPairs} * kRun << 10);
       CHECK(engine_copies_of(copier, copy, memory, UINT64_MAX) == 0);
       CHECK(copier.describe().find("refused by the driver") != std::string::npos);
     }
@@ -234,21 +246,21 @@ TEST_CASE("what the driver refuses to the copy engine goes by the kernel") {
 TEST_CASE("long runs go by the kernel when the copy engine is found to be slower") {
   fake_cuda::install();
   constexpr uint32_t kRun = 1024, kPairs = 20;  // 1 MiB
-  Buffers memory(uint64_t{kPairs} * (kRun + 1) << 10);
+  Buffers memory(uint64_t{kPairs} * kRun << 10);
   DeviceCopier copier(0, {});
-  const PagedCopy rows = buffers(kPairs, kRun, [](uint64_t i) { return i << 10; });
-  PagedCopy two_runs = rows;
+  const PagedCopy long_runs = buffers(kPairs, kRun, [](uint64_t) { return 0; });
+  PagedCopy two_runs = long_runs;
   two_runs.runs = {{0, 0, kRun / 2 - 1}, {kRun / 2, kRun / 2, kRun / 2}};
   two_runs.seal();
   const auto begin = std::chrono::steady_clock::now();
   CHECK(engine_copies_of(copier, two_runs, memory, UINT64_MAX) == 0);
   const auto took = std::chrono::steady_clock::now() - begin;  // half a second under a sanitizer
   CHECK(copier.describe().ends_with("GB/s by the kernel"));
-  fake_cuda::set_engine_delay_ms(20 + 4 * static_cast<unsigned>(took / std::chrono::milliseconds(1)));
-  CHECK(engine_copies_of(copier, rows, memory, UINT64_MAX) == 1);
+  fake_cuda::set_engine_delay_ms(20 + static_cast<unsigned>(took / std::chrono::milliseconds(1)));
+  CHECK(engine_copies_of(copier, long_runs, memory, UINT64_MAX) > 4);
   CHECK(copier.describe().ends_with("GB/s by the copy engine"));
-  std::memset(memory.dst, 0, uint64_t{kPairs} * (kRun + 1) << 10);
-  CHECK(engine_copies_of(copier, rows, memory, UINT64_MAX) == 0);
+  std::memset(memory.dst, 0, uint64_t{kPairs} * kRun << 10);
+  CHECK(engine_copies_of(copier, long_runs, memory, UINT64_MAX) == 0);
   fake_cuda::set_engine_delay_ms(0);
 }
 

@@ -25,8 +25,8 @@ import numpy as np
 import pdxfer
 from pdxfer.bench.cuda import Cuda
 
-PAGE, SLOTS = 1 << 16, 512
-BYTES = PAGE * SLOTS  # 32 MiB
+PAGE, SLOTS, BUFFERS = 1 << 16, 64, 8  # buffers of 4 MiB in one region: a batch of the copy engine
+BYTES = PAGE * SLOTS * BUFFERS
 PATTERNS, AHEAD = 4, 4  # kinds of content; children started ahead of their turn
 CYCLES_SECONDS, LOST_SECONDS = 0.12, 1.0  # for each cycle, on average; until a killed peer is told
 SETTLE_SECONDS = 20.0  # for the driver to take back what a killed process had, and for links to go
@@ -106,11 +106,12 @@ def plan_to(peer: Any, region: Any, pointer: int) -> Any:
     """Every page to its own place in the peer's region at `pointer`."""
     found, offset = peer.find_region(pointer, BYTES, timeout=10)
 
-    def layout(buffer: tuple[int, int]) -> Any:
-        return pdxfer.KvLayout(buffers=[buffer], page_bytes=PAGE, slots=SLOTS, page_size=1, groups=1, dtype="uint8")
+    def layout(id: int, begin: int) -> Any:
+        buffers = [(id, begin + number * PAGE * SLOTS) for number in range(BUFFERS)]
+        return pdxfer.KvLayout(buffers=buffers, page_bytes=PAGE, slots=SLOTS, page_size=1, groups=1, dtype="uint8")
 
     pages = np.arange(SLOTS, dtype=np.int32)
-    return pdxfer.make_plan(pdxfer.pair_layouts(layout((region.id, 0)), layout((found.id, offset))), pages, pages)
+    return pdxfer.make_plan(pdxfer.pair_layouts(layout(region.id, 0), layout(found.id, offset)), pages, pages)
 
 
 # ---- children: they say one line of JSON, then answer lines ---------------------------------------------------------

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from pdxfer.bench.movers import Options, mapped
+from pdxfer.bench.peers import mooncake, nixl
 
 HERE = Path(__file__).parent
 
@@ -49,6 +53,20 @@ def test_a_driver_copy_of_pages_is_verified(driver: Path, tmp_path: Path, shape:
         assert row["memory"] == "device" and row["gpu"] == "Fake GPU 0"
         assert row["ceiling_kind"] == "cudaMemcpyPeer of 1 GiB" and row["ceiling_gbps"] > 0
     assert all(row["failed"] for row in rows if not row["peer"])
+
+
+def test_where_pdxfer_may_not_map_memory_no_library_does(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = bench(driver, tmp_path, "--tokens", "64", "--raw", "4096", "--set", "cuda=path=staging")
+    assert rows and not peers(rows)
+    staged = Options("cuda_ipc", {"cuda": "sm_budget=8,path=staging"}, memory="device")
+    for options, may in [(staged, False), (replace(staged, settings={}), True)]:
+        assert mapped(options) == may
+        assert ("cuda_ipc" in nixl._tls(options)) == may
+        assert mooncake._nvlink(options) == may
+    monkeypatch.setenv("PDXFER_CUDA", "path=staging")
+    assert not mapped(replace(staged, settings={}))
 
 
 @pytest.mark.parametrize(

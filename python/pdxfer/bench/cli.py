@@ -28,7 +28,7 @@ from pdxfer.bench.channel import Channel, listen, welcome
 from pdxfer.bench.cuda import Cuda
 from pdxfer.bench.errors import BenchError, describe
 from pdxfer.bench.memory import available_memory
-from pdxfer.bench.movers import DEVICE_PEERS, PEERS, Options, Path
+from pdxfer.bench.movers import DEVICE_PEERS, PEERS, Options, Path, mapped
 from pdxfer.bench.progress import Progress
 from pdxfer.bench.remote import spawn
 from pdxfer.bench.report import JsonFile, table
@@ -174,7 +174,7 @@ def _collect(
         works, notes = workloads(args, transports, _memory(args, options[0], channel))
         usable = [name for name in libraries if not missing(name)]
         budgets = len(args.sm_budget or [None])
-        total = sum(len(works[t]) * (budgets + _uses(usable, t, args.memory, transports)) for t in transports)
+        total = sum(len(works[o.transport]) * (budgets + _uses(usable, o, transports)) for o in options[::budgets])
         progress = Progress(total)
         for note in notes + [why for why in map(missing, libraries) if why]:
             progress.note(note)
@@ -193,7 +193,7 @@ def _collect(
     )
     for name in usable:
         for option in options[:: len(args.sm_budget or [None])]:
-            if not _uses([name], option.transport, args.memory, transports):
+            if not _uses([name], option, transports):
                 continue
             job = Job(name, option, peer_settings, works[option.transport], args.connect, __version__)
             for row in run_peer(job, _stepper(progress, f"{name} "), progress.note):
@@ -238,14 +238,18 @@ def _memory(args: argparse.Namespace, options: Options, channel: Channel) -> Mem
     return Memory(sender, receiver if args.connect else None)
 
 
-def _uses(libraries: list[str], transport: str, memory: str, transports: list[str]) -> int:
+def _uses(libraries: list[str], options: Options, transports: list[str]) -> int:
     """How many of the libraries run for this transport.
 
-    On host memory Mooncake has TCP and RDMA, so shm rows are not given to it; NCCL and the driver's copies: NVLink.
+    On host memory Mooncake has TCP and RDMA, so shm rows are not given to it; NCCL and the driver's copies: NVLink, and
+    the latter only into mapped memory.
     """
-    if memory == "device":
-        return sum(transport == "cuda_ipc" or name in ("nixl", "mooncake") for name in libraries)
-    return sum(name != "mooncake" or transport in ("tcp", "rdma") or "tcp" not in transports for name in libraries)
+    transport = options.transport
+    if options.memory == "host":
+        return sum(name != "mooncake" or transport in ("tcp", "rdma") or "tcp" not in transports for name in libraries)
+    if transport != "cuda_ipc":
+        return sum(name in ("nixl", "mooncake") for name in libraries)
+    return sum(name != "memcpy-batch" or mapped(options) for name in libraries)
 
 
 def _study(

@@ -79,6 +79,12 @@ class Receiver(Protocol):
     def close(self) -> None: ...
 
 
+def mapped(options: Options) -> bool:
+    """May one GPU's memory be mapped into the other's process? `cuda=path=staging` says no, and to every library."""
+    text = options.settings.get("cuda") or os.environ.get("PDXFER_CUDA", "")
+    return "path=staging" not in [option.strip() for option in text.split(",")]
+
+
 def rdma_device(options: Options) -> str:
     """The first device that pdxfer was told to use on this end (`rdma` setting), for libraries that must be told."""
     text = options.settings.get("rdma") or os.environ.get("PDXFER_RDMA", "")

@@ -16,11 +16,13 @@ void release(std::byte* memory);
 void release_pieces(std::byte* memory, size_t pieces);
 
 size_t mappings();                         // of other processes' memory, open now
-unsigned engine_copies();                  // copies of the copy engine so far
+unsigned engine_copies();                  // copies of the copy engine so far,
+unsigned engine_batches();                 // and the calls that gave it several
 unsigned clustered_launches();             // kernels launched in clusters so far
 void refuse_clusters(bool refused);        // as a slice of a GPU does
 void refuse_engine_copies(bool refused);   // as invalid
-void allow_engine_copies(int count);       // so many more of one dimension, others are invalid; INT_MAX: all
+void allow_engine_copies(int count);       // so many more, others are invalid; INT_MAX: all
+void refuse_batches(bool refused);         // as a driver of before CUDA 12.8, which has no such call
 void refuse_progress(bool refused);        // writing words from a stream, as not supported
 void set_delay_us(unsigned microseconds);  // before each operation of a stream, at random up to this
 void set_engine_delay_ms(unsigned ms);     // before each copy of the copy engine

@@ -25,7 +25,7 @@ using namespace pdxfer::shim;
 thread_local std::vector<uintptr_t> contexts;  // ordinal + 1
 std::atomic<unsigned> delay_us{0}, engine_delay_ms{0};
 std::atomic<int> launch_failure{0};
-std::atomic<unsigned> copies{0}, clustered{0};
+std::atomic<unsigned> copies{0}, batches{0}, clustered{0};
 std::atomic<bool> no_clusters{false}, no_engine{false}, no_progress{false};
 std::atomic<int> engine_copies_left{INT_MAX};
 
@@ -111,11 +111,16 @@ CuResult upload_async(CuDevicePtr to, const void* from, size_t bytes, CuStream s
   return kCuSuccess;
 }
 
-void post_engine_copy(CuStream stream, std::function<void()> work) {
-  ++copies;
-  stream_of(stream)->post([work = std::move(work)] {
+struct EngineCopy {
+  CuDevicePtr to, from;
+  size_t bytes;
+};
+void post_engine_copies(CuStream stream, std::vector<EngineCopy> all) {
+  copies += static_cast<unsigned>(all.size());
+  stream_of(stream)->post([all = std::move(all)] {
     std::this_thread::sleep_for(std::chrono::milliseconds(engine_delay_ms));
-    work();
+    for (const EngineCopy& c : all)
+      std::memcpy(reinterpret_cast<void*>(c.to), reinterpret_cast<const void*>(c.from), c.bytes);
   });
 }
 
@@ -127,36 +132,32 @@ bool leaves_allocation(CuDevicePtr from, size_t bytes) {
   return it != table.by_address.end() && !it->second.piece && from + bytes > it->first + it->second.bytes;
 }
 
+bool takes(const EngineCopy& copy) {
+  if (no_engine || leaves_allocation(copy.from, copy.bytes) || leaves_allocation(copy.to, copy.bytes)) return false;
+  return engine_copies_left == INT_MAX || engine_copies_left-- > 0;
+}
+
 CuResult copy_async(CuDevicePtr to, CuDevicePtr from, size_t bytes, CuStream stream) {
-  if (no_engine || leaves_allocation(from, bytes) || leaves_allocation(to, bytes)) return kCuInvalidValue;
-  if (engine_copies_left != INT_MAX && engine_copies_left-- <= 0) return kCuInvalidValue;
-  post_engine_copy(stream,
-                   [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  if (!takes({to, from, bytes})) return kCuInvalidValue;
+  post_engine_copies(stream, {{to, from, bytes}});
   return kCuSuccess;
 }
 
-CuResult copy_2d_async(const CuCopy2d* what, CuStream stream) {
-  const CuCopy2d copy = *what;
-  if (copy.from.type != kCuMemoryUnified || copy.to.type != kCuMemoryUnified || copy.from.pitch < copy.row_bytes ||
-      copy.to.pitch < copy.row_bytes)
+// What comes before a copy that is refused is done all the same, which a driver may do.
+CuResult copy_batch_async(CuDevicePtr* to, CuDevicePtr* from, size_t* bytes, size_t count, CuCopyAttributes* attributes,
+                          size_t* first_of_each, size_t attribute_count, size_t* refused, CuStream stream) {
+  if (count == 0 || attribute_count != 1 || first_of_each[0] != 0 || attributes->source_order != kCuSourceStream)
     return kCuInvalidValue;
-  const auto span = [&](size_t pitch) { return (copy.rows - 1) * pitch + copy.row_bytes; };
-  if (no_engine || leaves_allocation(copy.from.device, span(copy.from.pitch)) ||
-      leaves_allocation(copy.to.device, span(copy.to.pitch)))
-    return kCuInvalidValue;
-  post_engine_copy(stream, [=] {
-    for (size_t row = 0; row < copy.rows; ++row)
-      std::memcpy(reinterpret_cast<void*>(copy.to.device + row * copy.to.pitch),
-                  reinterpret_cast<const void*>(copy.from.device + row * copy.from.pitch), copy.row_bytes);
-  });
-  return kCuSuccess;
+  std::vector<EngineCopy> all;
+  for (size_t i = 0; i < count && takes({to[i], from[i], bytes[i]}); ++i) all.push_back({to[i], from[i], bytes[i]});
+  *refused = all.size();
+  ++batches;
+  post_engine_copies(stream, std::move(all));
+  return *refused == count ? kCuSuccess : kCuInvalidValue;
 }
 
 CuResult attribute(int* value, int which, CuDevice) {
-  *value = which == kCuAttributeMultiprocessors ? 8
-           : which == kCuAttributeMajor         ? 9
-           : which == kCuAttributeMaxPitch      ? INT_MAX
-                                                : 0;
+  *value = which == kCuAttributeMultiprocessors ? 8 : which == kCuAttributeMajor ? 9 : 0;
   return kCuSuccess;
 }
 
@@ -164,6 +165,7 @@ CuResult attribute(int* value, int which, CuDevice) {
 
 int current_ordinal() { return contexts.empty() ? 0 : static_cast<int>(contexts.back() - 1); }
 unsigned engine_copies() { return copies; }
+unsigned engine_batches() { return batches; }
 unsigned clustered_launches() { return clustered; }
 void refuse_clusters(bool refused) { no_clusters = refused; }
 void refuse_engine_copies(bool refused) { no_engine = refused; }
@@ -238,7 +240,7 @@ void fill_stream_table(CudaDriver& api) {
     return kCuSuccess;
   };
   api.copy_async = &copy_async;
-  api.copy_2d_async = &copy_2d_async;
+  api.copy_batch_async = &copy_batch_async;
   api.copy_to_device_async = &upload_async;
   api.copy_to_device = [](CuDevicePtr to, const void* from, size_t bytes) {
     return std::memcpy(reinterpret_cast<void*>(to), from, bytes), kCuSuccess;
@@ -268,6 +270,8 @@ CudaLibrary& library() {
 }  // namespace
 
 void install() { replace_cuda(library()); }
+
+void refuse_batches(bool refused) { library().api.copy_batch_async = refused ? nullptr : &copy_batch_async; }
 
 void set_dmabuf(Dmabuf how) {
   refuse_dmabuf(how == Dmabuf::kRefused);

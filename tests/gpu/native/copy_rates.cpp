@@ -38,8 +38,7 @@ double microseconds(const std::function<void()>& work, int rounds = 15) {
   return all[all.size() / 2];
 }
 
-// Buffers an even distance apart, or in fours as `cudaMalloc` lays them out: a row of the copy engine ends with each.
-PagedCopy make_copy(uint32_t buffers, uint64_t page, uint64_t stride, uint32_t count, bool random, bool fours) {
+PagedCopy make_copy(uint32_t buffers, uint64_t page, uint64_t stride, uint32_t count, bool random) {
   std::mt19937 engine(3);
   const auto slots = static_cast<uint32_t>(kPool / buffers / stride);
   std::vector<uint32_t> from(slots), to(slots);
@@ -51,7 +50,7 @@ PagedCopy make_copy(uint32_t buffers, uint64_t page, uint64_t stride, uint32_t c
   PagedCopy copy;
   for (uint32_t i = 0; i < buffers; ++i) {
     const uint64_t at = uint64_t{i} * slots * stride;
-    copy.pairs.push_back({1, 2, at, at + (fours ? i / 4 * 512 : 0), stride, stride, page});
+    copy.pairs.push_back({1, 2, at, at, stride, stride, page});
   }
   if (random)
     for (uint32_t i = 0; i < count; ++i) copy.runs.push_back({from[i], to[i], 1});
@@ -127,19 +126,18 @@ void rates(const Ends& ends, const std::string& only, std::chrono::microseconds 
     uint32_t buffers;
     uint64_t page, stride;
     uint32_t count;
-    bool random, fours = false;
+    bool random;
   };
   constexpr Shape kShapes[] = {
-      {"contiguous 4 MiB", 56, 1024, 1024, 4096, false},   {"contiguous in fours", 56, 1024, 1024, 4096, false, true},
-      {"contiguous 16 MiB", 56, 1024, 1024, 16384, false}, {"16 MiB in fours", 56, 1024, 1024, 16384, false, true},
-      {"contiguous 1 MiB", 56, 1024, 1024, 1024, false},   {"1 MiB in fours", 56, 1024, 1024, 1024, false, true},
-      {"random 1 KiB", 56, 1024, 1024, 4096, true},        {"random 16 KiB", 56, 16384, 16384, 256, true},
-      {"random 64 KiB", 56, 65536, 65536, 64, true},       {"MLA 1152 B", 61, 1152, 1152, 4096, true},
-      {"MLA 73728 B", 61, 73728, 73728, 64, true},         {"512 of 1 KiB", 56, 512, 1024, 8192, true},
-      {"256 of 1 KiB", 56, 256, 1024, 8192, true},         {"7 MB of 1 KiB", 56, 1024, 1024, 128, true}};
+      {"contiguous 4 MiB", 56, 1024, 1024, 4096, false}, {"contiguous 16 MiB", 56, 1024, 1024, 16384, false},
+      {"contiguous 1 MiB", 56, 1024, 1024, 1024, false}, {"random 1 KiB", 56, 1024, 1024, 4096, true},
+      {"random 16 KiB", 56, 16384, 16384, 256, true},    {"random 64 KiB", 56, 65536, 65536, 64, true},
+      {"MLA 1152 B", 61, 1152, 1152, 4096, true},        {"MLA 73728 B", 61, 73728, 73728, 64, true},
+      {"512 of 1 KiB", 56, 512, 1024, 8192, true},       {"256 of 1 KiB", 56, 256, 1024, 8192, true},
+      {"7 MB of 1 KiB", 56, 1024, 1024, 128, true}};
   for (const Shape& s : kShapes) {
     if (std::string(s.name).find(only) == std::string::npos) continue;
-    const PagedCopy copy = make_copy(s.buffers, s.page, s.stride, s.count, s.random, s.fours);
+    const PagedCopy copy = make_copy(s.buffers, s.page, s.stride, s.count, s.random);
     for (const unsigned blocks : {8u, 12u, 16u, 32u}) {
       DeviceCopyOptions options;
       options.blocks = blocks;

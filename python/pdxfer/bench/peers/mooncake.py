@@ -15,14 +15,14 @@ import numpy as np
 
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.memory import Pool, address_of
-from pdxfer.bench.movers import Options, Path, rdma_device
+from pdxfer.bench.movers import Options, Path, mapped, rdma_device
 from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
 BATCH = 1024  # entries per call
 
 
 def _nvlink(options: Options) -> bool:
-    return options.memory == "device" and options.transport not in ("tcp", "rdma")
+    return options.memory == "device" and options.transport not in ("tcp", "rdma") and mapped(options)
 
 
 def _engine(options: Options) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from pdxfer.bench.cuda import DeviceBuffer
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.memory import Pool
-from pdxfer.bench.movers import Options, Path
+from pdxfer.bench.movers import Options, Path, mapped
 from pdxfer.bench.workloads import Geometry, Pages
 
 SECONDS = 60.0
@@ -32,7 +32,7 @@ def make_receiver(options: Options) -> NcclReceiver:
     return NcclReceiver(options)
 
 
-def _join(rank: int, host: str, port: int, device: int) -> Any:
+def _join(rank: int, host: str, port: int, options: Options) -> Any:
     """A process group of both ends."""
     import datetime
 
@@ -40,14 +40,16 @@ def _join(rank: int, host: str, port: int, device: int) -> Any:
     import torch.distributed as dist
 
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-    torch.cuda.set_device(device)
+    if not mapped(options):
+        os.environ["NCCL_P2P_DISABLE"] = "1"
+    torch.cuda.set_device(options.device)
     dist.init_process_group(
         "nccl",
         init_method=f"tcp://{host}:{port}",
         rank=rank,
         world_size=_RANKS,
         timeout=datetime.timedelta(seconds=SECONDS),
-        device_id=torch.device("cuda", device),
+        device_id=torch.device("cuda", options.device),
     )
     return dist
 
@@ -102,7 +104,7 @@ class NcclSender:
         self._pool = pool
         self._socket = socket.create_connection((remote["host"], remote["port"]), timeout=SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._dist = _join(0, remote["host"], remote["store"], self._options.device)
+        self._dist = _join(0, remote["host"], remote["store"], self._options)
 
     def path(self) -> Path:
         return Path("cuda_ipc", "torch gather, NCCL send/recv, torch scatter")
@@ -169,7 +171,7 @@ class NcclReceiver:
             sock, _ = self._listener.accept()
             with sock:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                group = _join(1, self._options.host, self._store, self._options.device)
+                group = _join(1, self._options.host, self._store, self._options)
                 try:
                     while sock.recv(1) == b"g":
                         assert self._pieces is not None

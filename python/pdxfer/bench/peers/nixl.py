@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pdxfer.bench.errors import BenchError
 from pdxfer.bench.memory import Pool, address_of
-from pdxfer.bench.movers import Options, Path, rdma_device
+from pdxfer.bench.movers import Options, Path, mapped, rdma_device
 from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
 TRANSFER_SECONDS = 60.0
@@ -29,7 +29,9 @@ _UCX_TLS = {"shm": "shm,cma,self,tcp", "tcp": "tcp,self", "auto": "shm,cma,self,
 def _tls(options: Options) -> str:
     """UCX's transports; for GPU memory everything it has on one machine, tcp alone for tcp rows."""
     if options.memory == "device" and options.transport != "rdma":
-        return "tcp,self,cuda_copy" if options.transport == "tcp" else "cuda_ipc,cuda_copy,shm,cma,self,tcp"
+        if options.transport == "tcp":
+            return "tcp,self,cuda_copy"
+        return ("cuda_ipc," if mapped(options) else "") + "cuda_copy,shm,cma,self,tcp"
     return _UCX_TLS[options.transport]
 
 

@@ -56,12 +56,9 @@ def draw(rows: list[Row], path: str) -> None:
     where = (
         f"two {rows[0]['gpu']}" if rows[0].get("gpu") else f"host memory, {machine['cpu']}, {machine['cores']} cores"
     )
-    figure.suptitle(
-        f"KV pages between two processes, {where}",
-        fontsize=11,
-        color=_INK,
-    )
-    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+    inch = 1 / figure.get_figheight()
+    figure.suptitle(f"KV pages between two processes, {where}", y=1 - 0.1 * inch, fontsize=11, color=_INK)
+    figure.tight_layout(rect=(0, 0.35 * inch, 1, 1))
     try:
         figure.savefig(path, dpi=160)
     except OSError as error:

@@ -2,6 +2,7 @@
 #include "sys/mapping.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -65,6 +66,15 @@ Mapping map_shared(int fd, uint64_t offset, uint64_t bytes) {
   void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(offset));
   if (at == MAP_FAILED) fail("mapping " + std::to_string(bytes) + " shared bytes", errno);
   return Mapping(static_cast<std::byte*>(at), bytes);
+}
+
+Mapping map_memfd(int fd, uint64_t bytes, const char* what) {
+  struct stat info {};
+  const int seals = ::fcntl(fd, F_GET_SEALS);  // before the size: what it is now, it stays
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || ::fstat(fd, &info) != 0 || bytes == 0 ||
+      static_cast<uint64_t>(info.st_size) < bytes)
+    throw Error(Code::kInvalid, std::string(what) + ": its memory is smaller than it should be, or can become so");
+  return map_shared(fd, 0, bytes);
 }
 
 Mapping reserve_addresses(uint64_t bytes) {

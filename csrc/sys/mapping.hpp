@@ -45,6 +45,9 @@ class Mapping {
 UniqueFd make_memfd(const char* name, uint64_t bytes);
 // Throws Error(kUnavailable). `offset` is page aligned.
 Mapping map_shared(int fd, uint64_t offset, uint64_t bytes);
+// The first `bytes` of what make_memfd made, here or in a peer, whose word counts for nothing: using what a peer can
+// shrink could be SIGBUS. Throws Error(kInvalid) naming `what` when it is smaller or can become so; as map_shared.
+Mapping map_memfd(int fd, uint64_t bytes, const char* what);
 // Addresses without memory behind them, to be covered piece by piece. Throws Error(kUnavailable).
 Mapping reserve_addresses(uint64_t bytes);
 

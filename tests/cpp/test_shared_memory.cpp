@@ -116,6 +116,32 @@ TEST_CASE("adopted memory keeps its contents and is the peer's memory too") {
   CHECK(sys::adopted_files() == files);
 }
 
+TEST_CASE("memory of a peer that is too small, that it could shrink, or that is none is not mapped") {
+  const auto refused = [](int fd, uint64_t bytes) {
+    try {
+      sys::map_memfd(fd, bytes, "a ring");
+      return false;
+    } catch (const Error& error) {
+      CHECK(error.code() == Code::kInvalid);
+      return std::string(error.what()).starts_with("a ring: ");
+    }
+  };
+  const sys::UniqueFd sealed = sys::make_memfd("sealed", 8192);
+  CHECK_FALSE(refused(sealed.get(), 8192));
+  CHECK(refused(sealed.get(), 8193));
+  CHECK(refused(sealed.get(), 0));
+  const sys::UniqueFd open(::memfd_create("open", MFD_ALLOW_SEALING));
+  REQUIRE(::ftruncate(open.get(), 8192) == 0);
+  CHECK(refused(open.get(), 8192));
+  REQUIRE(::fcntl(open.get(), F_ADD_SEALS, F_SEAL_GROW) == 0);
+  CHECK(refused(open.get(), 8192));
+  REQUIRE(::fcntl(open.get(), F_ADD_SEALS, F_SEAL_SHRINK) == 0);
+  CHECK_FALSE(refused(open.get(), 8192));
+  const sys::UniqueFd null(::open("/dev/null", O_RDWR));
+  CHECK(refused(null.get(), 8192));
+  CHECK(refused(-1, 8192));
+}
+
 TEST_CASE("huge pages change neither contents nor addresses, and adopted memory can have them") {
   constexpr uint64_t kBytes = 8 << 20;
   void* const at = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -146,6 +146,10 @@ TEST_CASE("a ring that is smaller than it says is refused; a slot is in one hand
   none.slots = 0;
   CHECK_THROWS_AS(SlotRing(ring_end(kSlotBytes, 2), std::move(none), transport::HostPin{}), Error);
 
+  SlotRingEnd large = ring_end(kSlotBytes, 2);
+  large.slot_bytes = UINT64_MAX / 2 + 1;  // twice of that is nothing
+  CHECK_THROWS_AS(SlotRing(ring_end(kSlotBytes, 2), std::move(large), transport::HostPin{}), Error);
+
   SlotRing ring(ring_end(kSlotBytes, 2), ring_end(2 * kSlotBytes, 2), transport::HostPin{});
   REQUIRE(ring.borrow(1, 2 * kSlotBytes));
   CHECK_FALSE(ring.borrow(1, 1));

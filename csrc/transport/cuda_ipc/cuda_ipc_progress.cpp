@@ -1,8 +1,6 @@
 // See cuda_ipc_progress.hpp.
 #include "transport/cuda_ipc/cuda_ipc_progress.hpp"
 
-#include <sys/stat.h>
-
 #include <exception>
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -16,13 +14,7 @@ namespace pdxfer::transport::cuda_ipc {
 char tsan_progress;
 #endif
 
-// As large as it should be, or looking at it would be SIGBUS.
-Progress::Progress(const sys::UniqueFd& memory) {
-  struct stat info {};
-  if (::fstat(memory.get(), &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < static_cast<off_t>(kBytes))
-    throw Error(Code::kInvalid, "the memory of a progress word is smaller than it should be");
-  memory_ = sys::map_shared(memory.get(), 0, kBytes);
-}
+Progress::Progress(const sys::UniqueFd& memory) : memory_(sys::map_memfd(memory.get(), kBytes, "a progress word")) {}
 
 uint32_t* Progress::pin(const HostPin& pin, int ordinal) noexcept {
   try {

@@ -26,8 +26,9 @@ class Progress {
  public:
   static constexpr uint64_t kBytes = 4096;  // what can be page-locked
 
-  // Throws Error(kUnavailable), and kInvalid when `memory` is too small for the word.
+  // Throws Error(kUnavailable).
   static sys::UniqueFd make() { return sys::make_memfd("pdxfer-progress", kBytes); }
+  // Throws as sys::map_memfd.
   explicit Progress(const sys::UniqueFd& memory);
 
   // Page-locks the word for the GPUs of this process, one of which writes it, and returns it; null: refusal() says why.

@@ -58,11 +58,10 @@ RingEnd RingEnd::make(uint64_t bytes) {
 
 RingChannel::Ring RingChannel::open(const RingEnd& end) {
   struct stat info {};
-  if (::fstat(end.memory.get(), &info) != 0 || !S_ISREG(info.st_mode) || end.bytes == 0 || end.bytes > (1ull << 40) ||
-      static_cast<uint64_t>(info.st_size) < head_bytes() + end.bytes)
-    throw Error(Code::kInvalid, "shm: a ring is smaller than it should be");
+  if (end.bytes == 0 || end.bytes > (1ull << 40) || ::fstat(end.memory.get(), &info) != 0)
+    throw Error(Code::kInvalid, "shm: a ring is no memory, or of no size that it should have");
   Ring ring;
-  ring.memory = sys::map_shared(end.memory.get(), 0, head_bytes() + end.bytes);
+  ring.memory = sys::map_memfd(end.memory.get(), head_bytes() + end.bytes, "shm: a ring");
   ring.head = std::launder(reinterpret_cast<RingHead*>(ring.memory.data()));  // zeroed memory is a fresh head
   ring.data = ring.memory.data() + head_bytes();
   ring.bytes = end.bytes;

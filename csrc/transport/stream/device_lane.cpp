@@ -65,7 +65,7 @@ Status DeviceLane::open_slots(int ordinal, std::string& why) noexcept {
   if (const Status s = open(ordinal, why); !s.ok() || memory_) return s;
   try {
     const uint64_t direction = slots_ * slot_bytes_;
-    sys::Mapping memory = sys::map_shared(sys::make_memfd("pdxfer-slots", 2 * direction).get(), 0, 2 * direction);
+    sys::Mapping memory = sys::map_memfd(sys::make_memfd("pdxfer-slots", 2 * direction).get(), 2 * direction, "slots");
     if (const Status s = pin_slots(pin_, ordinal, memory, pinned_, why); !s.ok()) return s;
     memory_ = std::move(memory);
     outgoing_ = SlotPool(memory_.data(), slot_bytes_, slots_);

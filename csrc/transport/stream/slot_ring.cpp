@@ -1,8 +1,6 @@
 // Mapping and pinning; see slot_ring.hpp.
 #include "transport/stream/slot_ring.hpp"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -28,14 +26,11 @@ SlotRingEnd SlotRingEnd::make(const Limits& limits) {
   return end;
 }
 
-// As large as it says, or using the last slot would be SIGBUS.
 SlotRing::Direction SlotRing::map(const SlotRingEnd& end) {
-  struct stat info {};
-  if (end.slots == 0 || end.slots > kMostSlots || end.slot_bytes == 0 || end.slot_bytes > kMostBytes / kMostSlots ||
-      ::fstat(end.memory.get(), &info) != 0 || !S_ISREG(info.st_mode) ||
-      static_cast<uint64_t>(info.st_size) < end.slots * end.slot_bytes)
-    throw Error(Code::kInvalid, "a ring of slots is smaller than it should be");
-  return {sys::map_shared(end.memory.get(), 0, end.slots * end.slot_bytes), nullptr};
+  constexpr const char* kWhat = "a ring of slots";
+  if (end.slots > kMostSlots || end.slot_bytes > kMostBytes / kMostSlots)
+    throw Error(Code::kInvalid, std::string(kWhat) + " is larger than any should be");
+  return {sys::map_memfd(end.memory.get(), end.slots * end.slot_bytes, kWhat), nullptr};
 }
 
 SlotRing::SlotRing(SlotRingEnd mine, SlotRingEnd theirs, HostPin pin)

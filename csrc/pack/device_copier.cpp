@@ -20,7 +20,7 @@ namespace {
 
 constexpr uint64_t kDefaultTableBytes = 16 << 20;
 constexpr size_t kTableEntries = 256;
-constexpr size_t kMaxParts = 128;  // kernels and engine copies of one piece
+constexpr size_t kMaxParts = 128;  // kernels of one piece, and calls for the copy engine
 constexpr auto kFarewell = std::chrono::seconds(5);
 
 // Makes the context current; the data path's CudaScope, which does not throw.

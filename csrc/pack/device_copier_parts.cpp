@@ -1,5 +1,5 @@
-// The half of DeviceCopier that takes a piece apart: what of it is a copy of the copy engine, and what one kernel
-// moves. See device_copier.hpp.
+// The half of DeviceCopier that takes a piece apart: what of it the copy engine moves, and what one kernel. See
+// device_copier.hpp.
 #include <algorithm>
 #include <bit>
 

@@ -192,7 +192,7 @@ def _collect(
         settings, repeats=min(PEER_REPEATS, args.repeats), warmups=3, least=1, row_seconds=PEER_ROW_SECONDS
     )
     for name in usable:
-        for option in options[:: len(args.sm_budget or [None])]:
+        for option in options[::budgets]:
             if not _uses([name], option, transports):
                 continue
             job = Job(name, option, peer_settings, works[option.transport], args.connect, __version__)

@@ -23,37 +23,39 @@ namespace {
 constexpr size_t kPiece = 4096;
 constexpr size_t kLongestPiece = kPiece + kPiece / 2;
 constexpr size_t kHeadFirst = 2049;  // pieces from this on have their first line prefetched as soon as they are cut
-constexpr size_t kMostAhead = 32;    // pieces prefetched and not yet copied, at most
-constexpr size_t kList = 256;        // pieces
-constexpr size_t kLine = 64;
-constexpr uint64_t kStreaming = 1 << 20;  // copies up to this stay in the cache, where their reader finds them
-constexpr uint64_t kShared = 4 << 20;     // waking helpers costs more than they save on less than this
-constexpr uint64_t kSlice = 512 << 10;    // what helpers take at a time, at least
+constexpr uint64_t kManyLines = 32 << 10;  // the hardware foresees most of such an extent
+constexpr size_t kMostAhead = 32;          // pieces prefetched and not yet copied, at most
+constexpr size_t kList = 256;              // pieces
+constexpr uint64_t kStreaming = 1 << 20;   // copies up to this stay in the cache, where their reader finds them
+constexpr uint64_t kShared = 4 << 20;      // waking helpers costs more than they save on less than this
+constexpr uint64_t kSlice = 512 << 10;     // what helpers take at a time, at least
 constexpr auto kLongestWait = std::chrono::seconds(1);
 
 struct Pace {
   size_t ahead;  // bytes prefetched and not yet copied
   size_t batch;  // pieces cut, then copied: long turns leave the memory idle meanwhile
 };
-constexpr Pace kShortPieces{4096, 16}, kLongPieces{2048, 8};
+// [long extents][level]. The second level has room for more lines on their way.
+constexpr Pace kPaces[2][2] = {{{4096, 16}, {8192, 16}}, {{2048, 8}, {8192, 4}}};
 
-bool long_extents(const PagedCopy& copy) noexcept {
-  if (copy.pairs.empty() || copy.runs.empty()) return false;
+uint64_t mean_extent(const PagedCopy& copy) noexcept {
+  if (copy.pairs.empty() || copy.runs.empty()) return 0;
   const RegionPair& pair = copy.pairs[0];  // the others are like it, or nearly
-  return (dense(pair) ? copy.slots * pair.slot_bytes / copy.runs.size() : pair.slot_bytes) >= kHeadFirst;
+  return dense(pair) ? copy.slots * pair.slot_bytes / copy.runs.size() : pair.slot_bytes;
 }
 
 // Cuts the extents of `bytes` bytes from the cursor on into pieces, and copies them list by list.
 class Pieces {
  public:
   Pieces(const PagedCopy& copy, Cursor& cursor, uint64_t bytes, std::span<std::byte* const> src,
-         std::span<std::byte* const> dst) noexcept
+         std::span<std::byte* const> dst, CacheLevel level) noexcept
       : copy_(copy),
         cursor_(cursor),
         left_(bytes),
         src_(src),
         dst_(dst),
-        pace_(long_extents(copy) ? kLongPieces : kShortPieces) {}
+        level_(level),
+        pace_(kPaces[mean_extent(copy) >= kHeadFirst][static_cast<size_t>(level)]) {}
 
   // Cuts and copies some pieces; false when all are done.
   bool step(CopyFn move) noexcept {
@@ -62,7 +64,7 @@ class Pieces {
       std::copy(list_.begin() + begin_, list_.begin() + end_, list_.begin());
       end_ -= std::exchange(begin_, 0);
     }
-    while (ahead_ < pace_.ahead && end_ - begin_ < kMostAhead && cut()) prefetch(list_[end_ - 1]);
+    while (ahead_ < pace_.ahead && end_ - begin_ < kMostAhead && cut()) prefetch_all(list_[end_ - 1]);
     const size_t first_new = end_;
     while (end_ - first_new < pace_.batch && (cut_small(first_new + pace_.batch - end_) || cut())) {
     }
@@ -83,7 +85,14 @@ class Pieces {
  private:
   // The walk of the page tables for a page, and whatever the hardware makes of its first line, long before the rest is
   // prefetched. (For short pieces it is one more line out of order, and costs more than it gives.)
-  static void prefetch_head(const std::byte* at) noexcept { __builtin_prefetch(at, 0, 0); }
+  void prefetch_head(const std::byte* at) const noexcept {
+    level_ == CacheLevel::kFirst ? prefetch_line<CacheLevel::kFirst>(at) : prefetch_line<CacheLevel::kSecond>(at);
+  }
+
+  void prefetch_all(const Piece& piece) const noexcept {
+    level_ == CacheLevel::kFirst ? prefetch<CacheLevel::kFirst>(piece.src, piece.bytes)
+                                 : prefetch<CacheLevel::kSecond>(piece.src, piece.bytes);
+  }
 
   // Whole extents that are no longer than a piece.
   bool cut_small(size_t most) noexcept {
@@ -115,7 +124,7 @@ class Pieces {
     // End on a line of the destination, so that no line is stored in two halves; what would leave a stump
     // is taken whole.
     const size_t bytes =
-        rest_.bytes <= kLongestPiece ? rest_.bytes : kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kLine;
+        rest_.bytes <= kLongestPiece ? rest_.bytes : kPiece - reinterpret_cast<uintptr_t>(rest_.dst) % kCacheLine;
     if (bytes >= kHeadFirst) prefetch_head(rest_.src);
     list_[end_++] = {rest_.dst, rest_.src, bytes};
     ahead_ += bytes;
@@ -127,6 +136,7 @@ class Pieces {
   Cursor& cursor_;
   uint64_t left_;  // bytes not yet taken from the cursor
   std::span<std::byte* const> src_, dst_;
+  const CacheLevel level_;
   const Pace pace_;
   Piece rest_;  // of the extent being cut
   std::array<Piece, kList> list_;
@@ -135,8 +145,8 @@ class Pieces {
 };
 
 uint64_t stream(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
-                std::span<std::byte* const> dst, CopyFn move) noexcept {
-  Pieces pieces(copy, cursor, budget, src, dst);
+                std::span<std::byte* const> dst, CacheLevel level, CopyFn move) noexcept {
+  Pieces pieces(copy, cursor, budget, src, dst, level);
   while (pieces.step(move)) {
   }
   streaming_fence();
@@ -156,15 +166,21 @@ uint64_t copy_extents(const PagedCopy& copy, Cursor& cursor, uint64_t budget, st
 
 // On the calling thread only. Moves the cursor; returns the bytes copied.
 uint64_t copy_alone(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std::span<std::byte* const> src,
-                    std::span<std::byte* const> dst, CopyChoice& choice) noexcept {
-  if (copy.bytes <= kStreaming) return stream(copy, cursor, budget, src, dst, plain_copy);
-  if (!long_extents(copy)) return stream(copy, cursor, budget, src, dst, streaming_copy());
-  const bool streaming = choice.streaming();
+                    std::span<std::byte* const> dst, CopyChoices& choices) noexcept {
+  const uint64_t extent = mean_extent(copy);
+  CopyChoice& choice = extent < kHeadFirst   ? choices.below_2k
+                       : extent < kManyLines ? choices.below_32k
+                                             : choices.longer;
+  if (copy.bytes <= kStreaming) {
+    const CacheLevel level = level_of(choice.best());
+    return stream(copy, cursor, budget, src, dst, level, plain_copy(level));
+  }
+  const CopyWay way = choice.next();
+  const CacheLevel level = level_of(way);
   const auto begin = std::chrono::steady_clock::now();
-  const uint64_t bytes = streaming ? stream(copy, cursor, budget, src, dst, streaming_copy())
-                                   : copy_extents(copy, cursor, budget, src, dst);
-  if (bytes >= CopyChoice::kLeastBytes)
-    choice.tell(streaming, bytes, static_cast<uint64_t>((std::chrono::steady_clock::now() - begin).count()));
+  const uint64_t bytes = way == CopyWay::kMemcpy ? copy_extents(copy, cursor, budget, src, dst)
+                                                 : stream(copy, cursor, budget, src, dst, level, streaming_copy(level));
+  choice.tell(way, bytes, static_cast<uint64_t>((std::chrono::steady_clock::now() - begin).count()));
   return bytes;
 }
 
@@ -190,10 +206,10 @@ uint64_t HostCopier::copy(const PagedCopy& copy, Cursor& cursor, uint64_t budget
                           std::span<std::byte* const> dst) noexcept {
   std::unique_lock<std::mutex> use(in_use_, std::defer_lock);
   if (helpers_.empty() || budget < kShared || copy.bytes < kShared || !use.try_lock())
-    return copy_alone(copy, cursor, budget, src, dst, choice_);
+    return copy_alone(copy, cursor, budget, src, dst, choices_);
   Cursor end = cursor;
   const uint64_t bytes = advance(copy, end, budget);
-  if (bytes < kShared) return copy_alone(copy, cursor, bytes, src, dst, choice_);
+  if (bytes < kShared) return copy_alone(copy, cursor, bytes, src, dst, choices_);
   std::unique_lock<std::mutex> lock(mutex_);
   job_.copy = &copy;
   job_.src = src;
@@ -225,7 +241,7 @@ bool HostCopier::take_slice(std::unique_lock<std::mutex>& lock) noexcept {
   if (job_.next == job_.count) return false;
   Slice slice = job_.slices[job_.next++];
   lock.unlock();
-  copy_alone(*job_.copy, slice.cursor, slice.bytes, job_.src, job_.dst, choice_);
+  copy_alone(*job_.copy, slice.cursor, slice.bytes, job_.src, job_.dst, choices_);
   lock.lock();
   if (++job_.done == job_.count) finished_.notify_one();
   return true;

@@ -15,10 +15,15 @@
 #include <thread>
 #include <vector>
 
+#include "core/copy_choice.hpp"
 #include "core/types.hpp"
-#include "pack/copy_choice.hpp"
 
 namespace pdxfer::pack {
+
+// By the mean size of a copy's extents: what is fastest for one is not for the others.
+struct CopyChoices {
+  CopyChoice below_2k{2}, below_32k{3}, longer{3};
+};
 
 class HostCopier {
  public:
@@ -55,7 +60,7 @@ class HostCopier {
   bool take_slice(std::unique_lock<std::mutex>& lock) noexcept;
   void help(const std::stop_token& stop) noexcept;
 
-  CopyChoice choice_;
+  CopyChoices choices_;
   std::mutex in_use_;  // held by the caller that has the helpers
   std::mutex mutex_;   // guards job_ while helpers may look at it
   std::condition_variable_any work_, finished_;

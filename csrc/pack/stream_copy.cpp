@@ -14,28 +14,25 @@
 namespace pdxfer::pack {
 namespace {
 
-constexpr size_t kLine = 64;
-
-inline void prefetch_line(const std::byte* at) noexcept { __builtin_prefetch(at, 0, 0); }
+template <CacheLevel level>
+void copy_plainly(const Piece* pieces, const Piece* ahead, size_t count) noexcept {
+  for (size_t i = 0; i < count; ++i) {
+    prefetch<level>(ahead[i].src, ahead[i].bytes);
+    std::memcpy(pieces[i].dst, pieces[i].src, pieces[i].bytes);
+  }
+}
 
 }  // namespace
 
-void prefetch(const Piece& piece) noexcept {
-  for (size_t at = 0; at < piece.bytes; at += kLine) prefetch_line(piece.src + at);
-}
-
-void plain_copy(const Piece* pieces, const Piece* ahead, size_t count) noexcept {
-  for (size_t i = 0; i < count; ++i) {
-    prefetch(ahead[i]);
-    std::memcpy(pieces[i].dst, pieces[i].src, pieces[i].bytes);
-  }
+CopyFn plain_copy(CacheLevel level) noexcept {
+  return level == CacheLevel::kFirst ? copy_plainly<CacheLevel::kFirst> : copy_plainly<CacheLevel::kSecond>;
 }
 
 #if defined(__x86_64__)
 namespace {
 
-constexpr size_t kPair = 2 * kLine;
-constexpr size_t kShort = 4 * kLine;  // below this the plain head and tail are most of the work
+constexpr size_t kPair = 2 * kCacheLine;
+constexpr size_t kShort = 4 * kCacheLine;  // below this the plain head and tail are most of the work
 
 __attribute__((target("avx2"))) inline void stream_line(std::byte* dst, const std::byte* src) noexcept {
   const auto* from = reinterpret_cast<const __m256i*>(src);
@@ -45,32 +42,33 @@ __attribute__((target("avx2"))) inline void stream_line(std::byte* dst, const st
   _mm256_stream_si256(to + 1, b);
 }
 
+template <CacheLevel level>
 __attribute__((target("avx2"))) void copy_avx2(const Piece* pieces, const Piece* ahead, size_t count) noexcept {
   for (size_t i = 0; i < count; ++i) {
     const auto [dst, src, bytes] = pieces[i];
     const auto [unused, next, next_bytes] = ahead[i];
     if (bytes < kShort) {
-      plain_copy(pieces + i, ahead + i, 1);
+      copy_plainly<level>(pieces + i, ahead + i, 1);
       continue;
     }
-    size_t at = (kLine - reinterpret_cast<uintptr_t>(dst) % kLine) % kLine;
+    size_t at = (kCacheLine - reinterpret_cast<uintptr_t>(dst) % kCacheLine) % kCacheLine;
     if (at != 0) std::memcpy(dst, src, at);
     const size_t lines_end = bytes - (bytes - at) % kPair;
     size_t soon = 0;  // of `next`, prefetched
     for (; at < lines_end && soon < next_bytes; at += kPair, soon += kPair) {
-      prefetch_line(next + soon);
-      prefetch_line(next + soon + kLine);
+      prefetch_line<level>(next + soon);
+      prefetch_line<level>(next + soon + kCacheLine);
       stream_line(dst + at, src + at);
-      stream_line(dst + at + kLine, src + at + kLine);
+      stream_line(dst + at + kCacheLine, src + at + kCacheLine);
     }
     for (; at < lines_end; at += kPair) {
       stream_line(dst + at, src + at);
-      stream_line(dst + at + kLine, src + at + kLine);
+      stream_line(dst + at + kCacheLine, src + at + kCacheLine);
     }
-    for (; soon < next_bytes; soon += kLine) prefetch_line(next + soon);
-    if (at + kLine <= bytes) {
+    for (; soon < next_bytes; soon += kCacheLine) prefetch_line<level>(next + soon);
+    if (at + kCacheLine <= bytes) {
       stream_line(dst + at, src + at);
-      at += kLine;
+      at += kCacheLine;
     }
     if (at != bytes) std::memcpy(dst + at, src + at, bytes - at);
   }
@@ -78,16 +76,16 @@ __attribute__((target("avx2"))) void copy_avx2(const Piece* pieces, const Piece*
 
 }  // namespace
 
-CopyFn streaming_copy() noexcept {
-  if (__builtin_cpu_supports("avx2")) return copy_avx2;
-  return plain_copy;
+CopyFn streaming_copy(CacheLevel level) noexcept {
+  if (!__builtin_cpu_supports("avx2")) return plain_copy(level);
+  return level == CacheLevel::kFirst ? copy_avx2<CacheLevel::kFirst> : copy_avx2<CacheLevel::kSecond>;
 }
 
 void streaming_fence() noexcept { _mm_sfence(); }
 
 #else
 
-CopyFn streaming_copy() noexcept { return plain_copy; }
+CopyFn streaming_copy(CacheLevel level) noexcept { return plain_copy(level); }
 void streaming_fence() noexcept {}
 
 #endif

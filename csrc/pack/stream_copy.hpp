@@ -6,6 +6,8 @@
 
 #include <cstddef>
 
+#include "core/prefetch.hpp"
+
 namespace pdxfer::pack {
 
 struct Piece {
@@ -18,12 +20,9 @@ struct Piece {
 // many from `ahead` on, a line of them for every line copied, which is what keeps the memory busy all the time.
 using CopyFn = void (*)(const Piece* pieces, const Piece* ahead, size_t count) noexcept;
 
-// The best streaming copy here, or plain_copy where there is none.
-CopyFn streaming_copy() noexcept;
-void plain_copy(const Piece* pieces, const Piece* ahead, size_t count) noexcept;
-
-// All of a piece's source, for pieces that nothing is copied in front of.
-void prefetch(const Piece& piece) noexcept;
+// The best streaming copy here, or plain_copy where there is none, with what is ahead prefetched to that level.
+CopyFn streaming_copy(CacheLevel level) noexcept;
+CopyFn plain_copy(CacheLevel level) noexcept;
 
 // Streaming stores of this thread are globally visible once it returns.
 void streaming_fence() noexcept;

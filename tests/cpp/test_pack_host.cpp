@@ -3,14 +3,15 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <fstream>
 #include <random>
 #include <string>
 #include <thread>
 
+#include "core/copy_choice.hpp"
 #include "core/paged_copy.hpp"
-#include "pack/copy_choice.hpp"
 #include "pack/paged_copy_host.hpp"
 #include "pack/stream_copy.hpp"
 
@@ -255,23 +256,42 @@ TEST_CASE("several callers at once each get their own copy right") {
   for (const Bench& bench : benches) CHECK(bench.dst == bench.want);
 }
 
-TEST_CASE("the way that is found faster is taken, the other tried now and then, and taken when it has become faster") {
-  pack::CopyChoice choice;
-  // Turns that streaming has of so many, when a MiB takes it, and memcpy, so many microseconds.
-  const auto streamed = [&](int turns, uint64_t streaming_us, uint64_t memcpy_us) {
-    int count = 0;
-    for (int i = 0; i < turns; ++i) {
-      const bool streaming = choice.streaming();
-      choice.tell(streaming, 1 << 20, 1000 * (streaming ? streaming_us : memcpy_us));
-      count += streaming;
+TEST_CASE(
+    "the way that is found faster is taken, the others tried now and then, and taken when they have become faster") {
+  for (const uint32_t ways : {2u, 3u}) {
+    CopyChoice choice(ways);
+    // Turns that each way has of so many, when a MiB takes it so many microseconds.
+    const auto turns = [&](int count, std::array<uint64_t, 3> us) {
+      std::array<int, 3> taken{};
+      for (int i = 0; i < count; ++i) {
+        const auto way = static_cast<size_t>(choice.next());
+        REQUIRE(way < ways);
+        choice.tell(CopyWay(way), 1 << 20, 1000 * us[way]);
+        ++taken[way];
+      }
+      return taken;
+    };
+    const int first = static_cast<int>(4 * ways), others = static_cast<int>(ways) - 1;
+    CHECK(turns(first, {5000, 90, 95}) == std::array{4, 4, ways == 3 ? 4 : 0});  // pages had to be made
+    CHECK(choice.best() == CopyWay::kSecondLevel);
+    CHECK(turns(251 * 16 * others, {45, 60, 90})[0] > 251 * 8);
+    CHECK(turns(251 * 16, {45, 60, 90}) == std::array{251 * 16 - 16, 16 / others, ways == 3 ? 8 : 0});
+    CHECK(turns(251 * 16, {300, 60, 90})[1] >= 251 * 16 - 40);
+    CHECK(turns(251 * 16, {300, 60, 90}) == std::array{16 / others, 251 * 16 - 16, ways == 3 ? 8 : 0});
+    CHECK(choice.best() == CopyWay::kSecondLevel);
+    if (ways == 3) {
+      CHECK(turns(251 * 32, {300, 60, 20})[2] > 251 * 8);
+      CHECK(choice.best() == CopyWay::kMemcpy);
     }
-    return count;
-  };
-  CHECK(streamed(8, 5000, 90) == 4);  // its pages had to be made
-  CHECK(streamed(251 * 16, 45, 60) > 251 * 8);
-  CHECK(streamed(251 * 16, 45, 60) == 251 * 16 - 16);
-  CHECK(streamed(251 * 16, 300, 60) <= 40);
-  CHECK(streamed(251 * 16, 300, 60) == 16);
+  }
+}
+
+TEST_CASE("copies too short to be timed tell nothing") {
+  CopyChoice choice(2);
+  choice.tell(CopyWay::kFirstLevel, CopyChoice::kLeastBytes, 1000);
+  choice.tell(CopyWay::kSecondLevel, CopyChoice::kLeastBytes, 2000);
+  for (int i = 0; i < 100; ++i) choice.tell(CopyWay::kSecondLevel, CopyChoice::kLeastBytes - 1, 1);
+  CHECK(choice.best() == CopyWay::kFirstLevel);
 }
 
 TEST_CASE("helper threads have names and are gone with the copier") {
@@ -288,7 +308,8 @@ TEST_CASE("the streaming and the plain copy are exact around their edges") {
   std::mt19937 random(5);
   std::vector<std::byte> src(4000), dst(4000), want;
   for (std::byte& b : src) b = static_cast<std::byte>(random());
-  for (const pack::CopyFn copy : {pack::streaming_copy(), &pack::plain_copy})
+  for (const pack::CopyFn copy : {pack::streaming_copy(CacheLevel::kFirst), pack::streaming_copy(CacheLevel::kSecond),
+                                  pack::plain_copy(CacheLevel::kFirst), pack::plain_copy(CacheLevel::kSecond)})
     for (size_t bytes = 0; bytes < 700; bytes += bytes < 300 ? 1 : 13)
       for (const size_t to : {0u, 1u, 31u, 32u, 33u, 63u}) {
         const size_t from = random() % 100;

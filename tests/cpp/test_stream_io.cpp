@@ -185,9 +185,13 @@ TEST_CASE("extents of any size and alignment are gathered in order") {
       want.insert(want.end(), memory.begin() + static_cast<ptrdiff_t>(at),
                   memory.begin() + static_cast<ptrdiff_t>(at + bytes));
     }
-    gather(extents, packed.data());
-    CHECK(std::memcmp(packed.data(), want.data(), want.size()) == 0);
-    CHECK(packed[kPackBytes] == std::byte{0xEE});
+    for (const auto gather : {gather_near, gather_at_once}) {
+      std::fill(packed.begin(), packed.end(), std::byte{0xEE});
+      gather(extents, packed.data());
+      CHECK(std::memcmp(packed.data(), want.data(), want.size()) == 0);
+      CHECK(std::all_of(packed.begin() + static_cast<ptrdiff_t>(want.size()), packed.end(),
+                        [](std::byte b) { return b == std::byte{0xEE}; }));
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -112,8 +113,17 @@ void Sender::fill() {
   }
   if (window_ > kPackBytes || !worth_packing(window_, end_, kSmallSent))
     return prefetch_beginnings({iov_.data(), end_});
+  pack();
+}
+
+// Gathers the window's extents into one.
+void Sender::pack() {
   packed_.resize(kPackBytes);
-  gather({iov_.data(), end_}, packed_.data());
+  const std::span<const iovec> extents(iov_.data(), end_);
+  const CopyWay way = gathering_.next();
+  const auto begin = std::chrono::steady_clock::now();
+  (way == CopyWay::kFirstLevel ? gather_near : gather_at_once)(extents, packed_.data());
+  gathering_.tell(way, window_, static_cast<uint64_t>((std::chrono::steady_clock::now() - begin).count()));
   iov_[0] = {packed_.data(), window_};
   end_ = 1;
 }

@@ -10,6 +10,7 @@
 #include <deque>
 #include <vector>
 
+#include "core/copy_choice.hpp"
 #include "transport/stream/channel.hpp"
 #include "transport/stream/gathers.hpp"
 #include "transport/stream/link_state.hpp"
@@ -37,6 +38,7 @@ class Sender {
 
  private:
   void fill();
+  void pack();
   bool begin_next();
   void take_ahead();
   void append(const void* data, uint64_t bytes) noexcept;
@@ -71,6 +73,7 @@ class Sender {
   std::vector<std::byte> scratch_;  // headers and plans of the window
   size_t scratch_used_ = 0;
   std::vector<std::byte> packed_;  // the window, when its extents are small
+  CopyChoice gathering_{2};        // how they get there
   std::vector<Outbound*> ends_;    // whose END is in the window
   std::vector<uint32_t> slots_;    // that the window points to
   std::vector<Bytes> snapshots_;   // of revoked regions, while the window points there

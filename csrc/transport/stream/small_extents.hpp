@@ -12,6 +12,8 @@
 #include <cstring>
 #include <span>
 
+#include "core/prefetch.hpp"
+
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
@@ -22,13 +24,12 @@ inline constexpr size_t kPackBytes = 144 << 10;      // a window and what may fo
 inline constexpr uint64_t kSmallSent = 2 << 10;      // mean size below which a window is gathered
 inline constexpr uint64_t kSmallReceived = 8 << 10;  // and below which it is scattered
 inline constexpr size_t kFewExtents = 4;             // of which nothing is gained
-inline constexpr size_t kCacheLine = 64;
 
 inline bool worth_packing(uint64_t bytes, size_t extents, uint64_t small) noexcept {
   return extents > kFewExtents && bytes / extents < small;
 }
 
-// Prefetches the extents piece by piece, in order.
+// Prefetches extents piece by piece, in order, past the other caches.
 class Prefetcher {
  public:
   static constexpr size_t kPiece = 1024;
@@ -36,9 +37,8 @@ class Prefetcher {
 
   void next() noexcept {
     if (at_ == extents_.size()) return;
-    const auto* from = static_cast<const std::byte*>(extents_[at_].iov_base) + done_;
     const size_t bytes = std::min(kPiece, extents_[at_].iov_len - done_);
-    for (size_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(from + i, 0, 0);
+    prefetch<CacheLevel::kFirst>(static_cast<const std::byte*>(extents_[at_].iov_base) + done_, bytes);
     done_ += bytes;
     if (done_ == extents_[at_].iov_len) ++at_, done_ = 0;
   }
@@ -48,7 +48,8 @@ class Prefetcher {
   size_t at_ = 0, done_ = 0;
 };
 
-inline void gather(std::span<const iovec> extents, std::byte* to) noexcept {
+// Copies the extents one behind the other, a few KiB behind the prefetch into the first-level cache.
+inline void gather_near(std::span<const iovec> extents, std::byte* to) noexcept {
   constexpr int kAhead = 8;  // pieces
   Prefetcher ahead(extents);
   for (int i = 0; i < kAhead; ++i) ahead.next();
@@ -62,13 +63,22 @@ inline void gather(std::span<const iovec> extents, std::byte* to) noexcept {
     }
 }
 
+// The same, with all of them prefetched into the second-level cache first: a window fits there.
+inline void gather_at_once(std::span<const iovec> extents, std::byte* to) noexcept {
+  for (const iovec& extent : extents)
+    prefetch<CacheLevel::kSecond>(static_cast<const std::byte*>(extent.iov_base), extent.iov_len);
+  for (const iovec& extent : extents) {
+    std::memcpy(to, extent.iov_base, extent.iov_len);
+    to += extent.iov_len;
+  }
+}
+
 // Of extents that the kernel is to read, but for contiguous ones: it stalls where each begins, and foresees the rest.
 inline void prefetch_beginnings(std::span<const iovec> extents) noexcept {
   constexpr size_t kBeginning = 256;
   if (extents.size() <= kFewExtents) return;
   for (const iovec& extent : extents)
-    for (size_t at = 0; at < std::min(kBeginning, extent.iov_len); at += kCacheLine)
-      __builtin_prefetch(static_cast<const std::byte*>(extent.iov_base) + at, 0, 2);
+    prefetch<CacheLevel::kSecond>(static_cast<const std::byte*>(extent.iov_base), std::min(kBeginning, extent.iov_len));
 }
 
 // Copies with stores past the caches, lines that are whole; stream_fence() makes them visible.

@@ -178,7 +178,7 @@ uint64_t copy_alone(const PagedCopy& copy, Cursor& cursor, uint64_t budget, std:
   const CopyWay way = choice.next();
   const CacheLevel level = level_of(way);
   const auto begin = std::chrono::steady_clock::now();
-  const uint64_t bytes = way == CopyWay::kMemcpy ? copy_extents(copy, cursor, budget, src, dst)
+  const uint64_t bytes = way == CopyWay::kDirect ? copy_extents(copy, cursor, budget, src, dst)
                                                  : stream(copy, cursor, budget, src, dst, level, streaming_copy(level));
   choice.tell(way, bytes, static_cast<uint64_t>((std::chrono::steady_clock::now() - begin).count()));
   return bytes;

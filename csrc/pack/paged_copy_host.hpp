@@ -22,7 +22,7 @@ namespace pdxfer::pack {
 
 // By the mean size of a copy's extents: what is fastest for one is not for the others.
 struct CopyChoices {
-  CopyChoice below_2k{2}, below_32k{3}, longer{3};
+  CopyChoice below_2k, below_32k, longer;
 };
 
 class HostCopier {

@@ -185,7 +185,7 @@ TEST_CASE("extents of any size and alignment are gathered in order") {
       want.insert(want.end(), memory.begin() + static_cast<ptrdiff_t>(at),
                   memory.begin() + static_cast<ptrdiff_t>(at + bytes));
     }
-    for (const auto gather : {gather_near, gather_at_once}) {
+    for (const auto gather : {gather<CacheLevel::kFirst>, gather<CacheLevel::kSecond>, gather_at_once}) {
       std::fill(packed.begin(), packed.end(), std::byte{0xEE});
       gather(extents, packed.data());
       CHECK(std::memcmp(packed.data(), want.data(), want.size()) == 0);

@@ -50,9 +50,9 @@ int64_t Receiver::read_some() {
   if (stage_ == Stage::kPayload) {
     if (at_ == end_) fill();
     if (at_ == end_) return 0;  // no slot
-    const iovec packed{packed_.data(), std::min<uint64_t>(kPackBytes, window_)};
+    const iovec packed{packing_ ? packed_.data() : nullptr, std::min<uint64_t>(kPackBytes, window_)};
     const int64_t n = packing_ ? channel_.readv({&packed, 1}) : channel_.readv({iov_.data() + at_, end_ - at_});
-    if (n > 0) consume(static_cast<uint64_t>(n), packing_ ? packed_.data() : nullptr);
+    if (n > 0) consume(static_cast<uint64_t>(n), static_cast<const std::byte*>(packed.iov_base));
     return n;
   }
   iovec to{};
@@ -271,7 +271,6 @@ void Receiver::fill() {
   }
   window_ = before - unfilled_;
   packing_ = !sink_ && slot_ == SlotPool::kNone && worth_packing(window_, end_, kSmallReceived);
-  if (packing_) packed_.resize(kPackBytes);
   // The next header rides along: in the steady state a chunk needs no read of its own for it.
   if (unfilled_ == 0 && end_ < iov_.size()) {
     iov_[end_++] = {header_bytes_.data(), kHeaderBytes};

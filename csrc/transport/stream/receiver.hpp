@@ -91,7 +91,7 @@ class Receiver {
   Cursor cursor_;
   bool sink_ = false;
   bool packing_ = false;  // this window is read into packed_ and scattered from there
-  std::vector<std::byte> packed_;
+  PackBuffer packed_;
 
   // CHUNK into device memory: the slot that the window is, its bytes' place in the plan, and how many came.
   uint32_t slot_ = SlotPool::kNone;

@@ -47,6 +47,7 @@ int Sender::pump(uint64_t budget, bool& moved) {
       if (at_ == end_) return 0;
     }
     const int64_t n = channel_.writev({iov_.data() + at_, end_ - at_});
+    if (timed_ != nullptr) tell(n);
     if (n <= 0) return static_cast<int>(n);
     consume(static_cast<uint64_t>(n));
     done += static_cast<uint64_t>(n);
@@ -111,21 +112,32 @@ void Sender::fill() {
     else if (!begin_next())
       break;
   }
-  if (window_ > kPackBytes || !worth_packing(window_, end_, kSmallSent))
-    return prefetch_beginnings({iov_.data(), end_});
   pack();
 }
 
-// Gathers the window's extents into one.
+// Gathers the window's extents into one, or leaves them to the kernel: small ones as was found to be faster.
 void Sender::pack() {
-  packed_.resize(kPackBytes);
   const std::span<const iovec> extents(iov_.data(), end_);
-  const CopyWay way = gathering_.next();
-  const auto begin = std::chrono::steady_clock::now();
-  (way == CopyWay::kFirstLevel ? gather_near : gather_at_once)(extents, packed_.data());
-  gathering_.tell(way, window_, static_cast<uint64_t>((std::chrono::steady_clock::now() - begin).count()));
+  timed_ = nullptr;
+  if (window_ > kPackBytes || !worth_packing(window_, end_, kSmallSent)) return prefetch_beginnings(extents);
+  const bool smallest = worth_packing(window_, end_, kSmallest);
+  timed_ = smallest ? &smallest_ : &small_;
+  way_ = timed_->next();
+  filled_ = std::chrono::steady_clock::now();
+  if (way_ == CopyWay::kDirect) return prefetch_beginnings(extents);
+  if (way_ == CopyWay::kFirstLevel)
+    gather<CacheLevel::kFirst>(extents, packed_.data());
+  else
+    (smallest ? gather_at_once : gather<CacheLevel::kSecond>)(extents, packed_.data());
   iov_[0] = {packed_.data(), window_};
   end_ = 1;
+}
+
+// Of the first write of a window. What the channel did not take whole says nothing.
+void Sender::tell(int64_t written) noexcept {
+  if (written == static_cast<int64_t>(window_))
+    timed_->tell(way_, window_, static_cast<uint64_t>((std::chrono::steady_clock::now() - filled_).count()));
+  timed_ = nullptr;
 }
 
 void Sender::take_ahead() {

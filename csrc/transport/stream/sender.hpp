@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 
 #include <array>
+#include <chrono>
 #include <deque>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "transport/stream/gathers.hpp"
 #include "transport/stream/link_state.hpp"
 #include "transport/stream/outbound.hpp"
+#include "transport/stream/small_extents.hpp"
 
 namespace pdxfer::transport::stream {
 
@@ -39,6 +41,7 @@ class Sender {
  private:
   void fill();
   void pack();
+  void tell(int64_t written) noexcept;
   bool begin_next();
   void take_ahead();
   void append(const void* data, uint64_t bytes) noexcept;
@@ -72,11 +75,14 @@ class Sender {
   uint64_t goal_ = 0;               // and how many it was to have: whole segments of the channel
   std::vector<std::byte> scratch_;  // headers and plans of the window
   size_t scratch_used_ = 0;
-  std::vector<std::byte> packed_;  // the window, when its extents are small
-  CopyChoice gathering_{2};        // how they get there
-  std::vector<Outbound*> ends_;    // whose END is in the window
-  std::vector<uint32_t> slots_;    // that the window points to
-  std::vector<Bytes> snapshots_;   // of revoked regions, while the window points there
+  PackBuffer packed_;            // the window, when its extents are small
+  CopyChoice smallest_, small_;  // extents' way into the channel
+  CopyChoice* timed_ = nullptr;  // that learns from the window's first write
+  CopyWay way_{};                // the window's
+  std::chrono::steady_clock::time_point filled_;
+  std::vector<Outbound*> ends_;   // whose END is in the window
+  std::vector<uint32_t> slots_;   // that the window points to
+  std::vector<Bytes> snapshots_;  // of revoked regions, while the window points there
 };
 
 }  // namespace pdxfer::transport::stream

@@ -1,7 +1,7 @@
 // When extents are small, the kernel's copy of each stalls on memory it could not foresee: gathering them here first,
 // with look-ahead prefetch into a buffer that stays in cache, and scattering what arrives with stores past the caches,
-// is faster although every byte is copied once more. To where that pays differs: the kernel reads extents of 2 KiB as
-// fast, but writes those of 4 KiB slower (docs/design/wire.md has what was measured). Io threads.
+// is faster although every byte is copied once more. Up to where that pays differs: the kernel writes extents of 4 KiB
+// slower, and what it reads as fast depends on the processor (docs/design/wire.md has what was measured). Io threads.
 #pragma once
 
 #include <sys/uio.h>
@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <span>
 
 #include "core/prefetch.hpp"
@@ -21,7 +23,8 @@
 namespace pdxfer::transport::stream {
 
 inline constexpr size_t kPackBytes = 144 << 10;      // a window and what may follow it; several fit a core's L2 cache
-inline constexpr uint64_t kSmallSent = 2 << 10;      // mean size below which a window is gathered
+inline constexpr uint64_t kSmallest = 2 << 10;       // mean sizes: below this the hardware foresees nothing
+inline constexpr uint64_t kSmallSent = 16 << 10;     // below which a window may be faster gathered
 inline constexpr uint64_t kSmallReceived = 8 << 10;  // and below which it is scattered
 inline constexpr size_t kFewExtents = 4;             // of which nothing is gained
 
@@ -29,7 +32,25 @@ inline bool worth_packing(uint64_t bytes, size_t extents, uint64_t small) noexce
   return extents > kFewExtents && bytes / extents < small;
 }
 
-// Prefetches extents piece by piece, in order, past the other caches.
+// A window's place, made on first use. On a cache line: a large malloc is 16 bytes past the beginning of a page, and
+// there the kernel's copy into it was a quarter slower (docs/design/wire.md).
+class PackBuffer {
+ public:
+  std::byte* data() {
+    if (memory_ == nullptr) memory_.reset(new (kAlignment) std::byte[kPackBytes]);
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{kCacheLine};
+  struct Delete {
+    void operator()(std::byte* memory) const noexcept { ::operator delete[](memory, kAlignment); }
+  };
+  std::unique_ptr<std::byte, Delete> memory_;
+};
+
+// Prefetches extents piece by piece, in order.
+template <CacheLevel level>
 class Prefetcher {
  public:
   static constexpr size_t kPiece = 1024;
@@ -38,7 +59,7 @@ class Prefetcher {
   void next() noexcept {
     if (at_ == extents_.size()) return;
     const size_t bytes = std::min(kPiece, extents_[at_].iov_len - done_);
-    prefetch<CacheLevel::kFirst>(static_cast<const std::byte*>(extents_[at_].iov_base) + done_, bytes);
+    prefetch<level>(static_cast<const std::byte*>(extents_[at_].iov_base) + done_, bytes);
     done_ += bytes;
     if (done_ == extents_[at_].iov_len) ++at_, done_ = 0;
   }
@@ -48,14 +69,16 @@ class Prefetcher {
   size_t at_ = 0, done_ = 0;
 };
 
-// Copies the extents one behind the other, a few KiB behind the prefetch into the first-level cache.
-inline void gather_near(std::span<const iovec> extents, std::byte* to) noexcept {
+// Copies the extents one behind the other, a few KiB behind the prefetch.
+template <CacheLevel level>
+void gather(std::span<const iovec> extents, std::byte* to) noexcept {
+  using Ahead = Prefetcher<level>;
   constexpr int kAhead = 8;  // pieces
-  Prefetcher ahead(extents);
+  Ahead ahead(extents);
   for (int i = 0; i < kAhead; ++i) ahead.next();
   for (const iovec& extent : extents)
     for (size_t done = 0; done < extent.iov_len;) {
-      const size_t bytes = std::min(Prefetcher::kPiece, extent.iov_len - done);
+      const size_t bytes = std::min(Ahead::kPiece, extent.iov_len - done);
       ahead.next();
       std::memcpy(to, static_cast<const std::byte*>(extent.iov_base) + done, bytes);
       to += bytes;
@@ -63,7 +86,8 @@ inline void gather_near(std::span<const iovec> extents, std::byte* to) noexcept 
     }
 }
 
-// The same, with all of them prefetched into the second-level cache first: a window fits there.
+// The same, with all of them prefetched into the second-level cache first, where a window fits: of the smallest extents
+// in half the time.
 inline void gather_at_once(std::span<const iovec> extents, std::byte* to) noexcept {
   for (const iovec& extent : extents)
     prefetch<CacheLevel::kSecond>(static_cast<const std::byte*>(extent.iov_base), extent.iov_len);

@@ -16,7 +16,7 @@ namespace {
 // kernels takes milliseconds, which are slept.
 constexpr auto kSpin = std::chrono::microseconds(300);
 // A thread that sleeps for every gap between two pieces makes the other end pay for waking it.
-constexpr auto kLook = std::chrono::microseconds(50);
+constexpr auto kLook = std::chrono::microseconds(10);
 constexpr int kDeviceSleepMs = 1;
 constexpr int kSleepMs = 1000;
 }  // namespace

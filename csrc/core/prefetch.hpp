@@ -1,6 +1,6 @@
 // Prefetching what a copy will read, into one cache level or another. A core has only so many lines on their way into
-// its first-level cache; into the second-level one there are far more on some processors (Zen 4: random pieces of 4 KiB
-// at 13 GB/s in place of 8), and none on others. Which is faster is found by CopyChoice.
+// its first-level cache. Into the second-level one there are twice as many on some processors (Zen 4: random pieces of
+// 4 KiB at 12 to 13 GB/s in place of 8); on others it is a little slower (Zen 5). CopyChoice finds out.
 #pragma once
 
 #include <cstddef>

@@ -41,7 +41,7 @@ class CopyChoice {
     return CopyWay((static_cast<uint32_t>(best()) + 1 + turn / kAgain % (kCopyWays - 1)) % kCopyWays);
   }
 
-  // The fastest so far.
+  // The fastest so far; a way that nothing was told of counts as that, so that it is tried.
   CopyWay best() const noexcept {
     uint32_t best = 0;
     for (uint32_t way = 1; way < kCopyWays; ++way)

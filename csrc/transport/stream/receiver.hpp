@@ -16,6 +16,7 @@
 #include "transport/stream/link_state.hpp"
 #include "transport/stream/scatters.hpp"
 #include "transport/stream/sender.hpp"
+#include "transport/stream/small_extents.hpp"
 
 namespace pdxfer::transport::stream {
 

@@ -97,7 +97,7 @@ bool within_machine(int fd) noexcept {
 // Within a machine there is no distance to bridge: with fewer bytes under way than the kernel would let grow (4 MiB a
 // stream), they are still in the caches when they are read.
 void TcpTransport::configure(int fd) const {
-  constexpr int kLocalSendBuffer = 1 << 20;
+  constexpr int kLocalSendBuffer = 384 << 10;
   if (within_machine(fd)) sys::set_option(fd, SOL_SOCKET, SO_SNDBUF, kLocalSendBuffer, "SO_SNDBUF");
   const int timeout_ms = static_cast<int>(std::clamp<uint32_t>(limits_.peer_timeout_ms, 100, 600000));
   const int seconds = std::max(1, timeout_ms / 3000);

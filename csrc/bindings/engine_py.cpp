@@ -1,7 +1,6 @@
 // Engine, batches, peers and regions for Python. Everything that can wait releases the GIL; no Python object is ever
 // touched by a native thread.
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include "bindings/bindings.hpp"
 #include "engine/engine.hpp"
@@ -37,12 +36,10 @@ PeerId peer_id_of(const py::object& peer) {
 
 uint64_t pointer_of(const Region& region) { return reinterpret_cast<uint64_t>(region.buffer.data); }
 
-// A forked child has a copy of the engine but none of its threads: joining them would wait for ever. There it is
-// leaked.
+// A forked child leaks its copy.
 struct LeakInForkedChild {
-  pid_t owner = ::getpid();
   void operator()(Engine* engine) const {
-    if (::getpid() == owner) delete engine;
+    if (engine->in_own_process()) delete engine;
   }
 };
 
@@ -126,6 +123,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("config", [](const Engine& self) { return self.config().items(); })
       .def_property_readonly("transports", &Engine::transports)
       .def_property_readonly("in_flight", &Engine::in_flight)
+      .def_property_readonly("in_own_process", &Engine::in_own_process)
       .def(
           "register_memory",
           [](Engine& self, uint64_t pointer, uint64_t bytes, int device) {

@@ -132,6 +132,9 @@ void Engine::require_open() const {
 }
 
 std::shared_lock<std::shared_mutex> Engine::operation() {
+  if (!in_own_process())  // before the lock, which another thread may have held when the process forked
+    throw Error(Code::kUnavailable, "this engine belongs to process " + std::to_string(process_) +
+                                        "; threads do not survive fork(): make one in this process");
   std::shared_lock held(operations_);
   require_open();
   return held;
@@ -304,6 +307,8 @@ std::shared_ptr<Batch> Engine::submit(PeerId id, std::shared_ptr<const TransferP
   worker_.submit(batch, launches);
   return batch;
 }
+
+bool Engine::in_own_process() const noexcept { return ::getpid() == process_; }
 
 void Engine::close() {
   closed_.store(true);  // first: calls under way that wait for the worker look at it

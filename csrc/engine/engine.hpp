@@ -60,6 +60,9 @@ class Engine {
 
   // Closes every peer and stops the threads. Idempotent; everything throws Error(kUnavailable) afterwards.
   void close();
+  // False in a forked child: it has a copy of the engine and none of its threads, which close() and the destructor
+  // would wait for.
+  bool in_own_process() const noexcept;
 
  private:
   struct Slot {  // one transport
@@ -73,10 +76,11 @@ class Engine {
   PeerId handshake(FrameLink link, transport::Role role, Deadline deadline);
   std::vector<RegionNotice> notices(const transport::Transport& transport) const;
   void require_open() const;
-  // Throws Error(kUnavailable) when the engine is closed; while it is held, close() waits.
+  // Throws Error(kUnavailable) when the engine is closed or another process's; while it is held, close() waits.
   std::shared_lock<std::shared_mutex> operation();
   void await(const std::future<void>& answer) const;
 
+  const pid_t process_ = ::getpid();
   const Config config_;
   Identity identity_;
   std::string address_;

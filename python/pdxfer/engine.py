@@ -5,7 +5,6 @@ One engine per process (or per rank). Its worker thread is native; nothing here 
 
 from __future__ import annotations
 
-import os
 from types import TracebackType
 from typing import Any
 
@@ -29,7 +28,6 @@ class Engine:
     def __init__(self, config: Config | None = None) -> None:
         self._native = _core.Engine((config or Config())._native)
         self._keep: dict[int, object] = {}
-        self._pid = os.getpid()
 
     @property
     def address(self) -> str:
@@ -40,12 +38,6 @@ class Engine:
     def name(self) -> str:
         """``host:pid``, as peers see it."""
         return self._native.name
-
-    def _check(self) -> None:
-        if os.getpid() != self._pid:
-            raise _core.UnavailableError(
-                f"this engine belongs to process {self._pid}; threads do not survive fork(): make one in this process"
-            )
 
     def register_memory(self, memory: object) -> Region:
         """Make memory reachable: a torch tensor, NumPy array, DLPack object, or (pointer, bytes, device).
@@ -59,7 +51,6 @@ class Engine:
             InvalidError: empty, not contiguous, or overlapping a registered region.
             UnavailableError: no transport can take this kind of memory.
         """
-        self._check()
         span = span_of(memory)
         region = self._native.register_memory(span.pointer, span.bytes, span.device)
         self._keep[region.id] = span.keep
@@ -73,7 +64,6 @@ class Engine:
         Raises:
             InvalidError: not a region of this engine.
         """
-        self._check()
         region_id = region if isinstance(region, int) else region.id
         self._native.deregister_memory(region_id)
         self._keep.pop(region_id, None)
@@ -97,12 +87,10 @@ class Engine:
             TransferTimeout: no answer in time.
             UnavailableError: nobody listens there, another version, a wrong secret, or no transport in common.
         """
-        self._check()
         return self._native.connect(address, self._seconds("connect_timeout_ms") if timeout is None else timeout)
 
     def disconnect(self, peer: Peer | int) -> None:
         """Close the link to a peer. Outstanding batches to it fail with PeerLostError."""
-        self._check()
         self._native.disconnect(peer if isinstance(peer, int) else peer.id)
 
     def peers(self) -> list[Peer]:
@@ -124,7 +112,6 @@ class Engine:
             PeerLostError: the peer is gone.
             UnavailableError: `max_batches` are in flight.
         """
-        self._check()
         return self._native.submit(peer, plan, tag, tail)
 
     def cancel(self, batch: Batch) -> None:
@@ -195,8 +182,8 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Close every peer and stop the threads; outstanding batches fail. Idempotent."""
-        if os.getpid() == self._pid:
+        """Close every peer and stop the threads; outstanding batches fail. Idempotent; nothing in a forked child."""
+        if self._native.in_own_process:
             self._native.close()
             self._keep.clear()
 

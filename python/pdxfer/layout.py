@@ -174,15 +174,15 @@ def make_plan(*args: Any, parts: Sequence[Part] | None = None, allow_duplicates:
         if args or allow_duplicates:
             raise TypeError("make_plan takes parts=[...] or layouts and pages; the flags of a part go into its tuple")
         return _core.make_plan([(p[0], p[1], p[2], p[3] if len(p) > 3 else False) for p in parts])
-    if len(args) == 4:
+    if len(args) == 3:
+        pairing, src_pages, dst_pages = args
+        if not isinstance(pairing, Pairing):
+            raise TypeError(f"expected a Pairing (from pair_layouts), not {type(pairing).__name__}")
+    elif len(args) == 4:
         src, dst, src_pages, dst_pages = args
         if not isinstance(src, KvLayout) or not isinstance(dst, KvLayout):
             raise TypeError(f"expected two KvLayout, not {type(src).__name__} and {type(dst).__name__}")
         pairing = pair_layouts(src, dst)
-    elif len(args) == 3:
-        pairing, src_pages, dst_pages = args
-        if not isinstance(pairing, Pairing):
-            raise TypeError(f"expected a Pairing (from pair_layouts), not {type(pairing).__name__}")
     else:
         raise TypeError(
             "make_plan takes (src_layout, dst_layout, src_pages, dst_pages), (pairing, src_pages, dst_pages) or parts="

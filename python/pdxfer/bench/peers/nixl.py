@@ -23,16 +23,17 @@ from pdxfer.bench.workloads import Geometry, Pages, joint_runs
 
 TRANSFER_SECONDS = 60.0
 NOTICE_SECONDS = 10.0
-_UCX_TLS = {"shm": "shm,cma,self,tcp", "tcp": "tcp,self", "auto": "shm,cma,self,tcp", "rdma": "rc"}
+# Without cuda_copy the wheel for CUDA 13 takes no host memory on a machine that has a GPU (NIXL_ERR_BACKEND); elsewhere
+# UCX passes over it.
+_SHM = "shm,cma,self,tcp,cuda_copy"
+_UCX_TLS = {"shm": _SHM, "tcp": "tcp,self,cuda_copy", "auto": _SHM, "rdma": "rc"}
 
 
 def _tls(options: Options) -> str:
     """UCX's transports; for GPU memory everything it has on one machine, tcp alone for tcp rows."""
-    if options.memory == "device" and options.transport != "rdma":
-        if options.transport == "tcp":
-            return "tcp,self,cuda_copy"
-        return ("cuda_ipc," if mapped(options) else "") + "cuda_copy,shm,cma,self,tcp"
-    return _UCX_TLS[options.transport]
+    if options.memory == "host" or options.transport in ("tcp", "rdma"):
+        return _UCX_TLS[options.transport]
+    return ("cuda_ipc," if mapped(options) else "") + _SHM
 
 
 def _agent(name: str, options: Options, *, progress_thread: bool) -> Any:

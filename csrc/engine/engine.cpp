@@ -35,11 +35,12 @@ uint32_t copy_threads_or(uint32_t configured) {
   return configured != 0 ? configured : std::clamp(std::thread::hardware_concurrency() / 4, 1u, 4u);
 }
 
-// More than there are cores, where those are few: threads at both ends of a socket take turns, and a core that one of
-// them leaves idle is another's. A quarter of them where they are many: a stream carries what one core copies.
+// As many as there are cores, where those are few: more only take them from each other. At least two: threads at both
+// ends of a socket take turns, and a core that one of them leaves idle is another's. A quarter of them where they are
+// many: a stream carries what one core copies.
 uint32_t io_threads_or(uint32_t configured) {
   const uint32_t cores = std::thread::hardware_concurrency();
-  return configured != 0 ? configured : std::clamp(2 * cores, 1u, std::clamp(cores / 4, 4u, 8u));
+  return configured != 0 ? configured : std::clamp(cores, 2u, std::clamp(cores / 4, 4u, 8u));
 }
 
 // A transport that asks for a number of blocks gets it; else the configuration's.

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -217,8 +218,32 @@ TEST_CASE("what comes in pieces is scattered over extents of any size and alignm
   }
 }
 
+TEST_CASE("loops stay on a processor each where there are no more of those, and else on none") {
+  const auto processors_of = [](IoLoop& loop) {
+    std::vector<int> all;
+    loop.run([&] {
+      cpu_set_t set;
+      REQUIRE(::sched_getaffinity(0, sizeof set, &set) == 0);
+      for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+        if (CPU_ISSET(cpu, &set)) all.push_back(cpu);
+    });
+    return all;
+  };
+  IoLoop anywhere(0, 0);
+  const std::vector<int> all = processors_of(anywhere);
+  const auto count = static_cast<uint32_t>(all.size());
+  for (uint32_t index = 0; index < 2 * count; ++index) {
+    IoLoop own(index, 2 * count);
+    CHECK(processors_of(own) == std::vector<int>{all[index % count]});
+  }
+  if (count > 1) {
+    IoLoop one_of_few(0, count - 1);
+    CHECK(processors_of(one_of_few) == all);
+  }
+}
+
 TEST_CASE("edges, kicks and tasks reach a loop that looks for an edge as well as one that sleeps") {
-  IoLoop loop("pdx-test");
+  IoLoop loop(0, 1);
   Counter counter;
   loop.add(counter.fd.get(), counter);
   uint64_t rung = 0;

@@ -4,9 +4,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <mutex>
-#include <string>
 #include <thread>
 #include <vector>
 
@@ -36,8 +36,10 @@ class Driven {
 
 class IoLoop {
  public:
-  explicit IoLoop(const std::string& name);  // throws Error(kUnavailable)
-  ~IoLoop();                                 // everything driven was removed before
+  // The `index`-th of `count`. Where there are no more processors than that, it stays on one of its own. Throws
+  // Error(kUnavailable).
+  IoLoop(uint32_t index, uint32_t count);
+  ~IoLoop();  // everything driven was removed before
   IoLoop(const IoLoop&) = delete;
   IoLoop& operator=(const IoLoop&) = delete;
 

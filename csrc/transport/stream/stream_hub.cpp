@@ -41,7 +41,7 @@ void StreamHub::try_device(int ordinal) {
 void StreamHub::add_driver() {
   Driver driver;
   driver.lane = std::make_unique<DeviceLane>(context_, limits_.staging_bytes / std::max(1u, limits_.io_threads));
-  driver.loop = std::make_unique<IoLoop>("pdx-io-" + std::to_string(drivers_.size()));
+  driver.loop = std::make_unique<IoLoop>(static_cast<uint32_t>(drivers_.size()), limits_.io_threads);
   drivers_.push_back(std::move(driver));
 }
 

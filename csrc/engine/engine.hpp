@@ -3,6 +3,8 @@
 // with a bound.
 #pragma once
 
+#include <unistd.h>
+
 #include <memory>
 #include <optional>
 #include <shared_mutex>

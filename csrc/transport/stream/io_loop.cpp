@@ -23,9 +23,9 @@ constexpr int kDeviceSleepMs = 1;
 constexpr int kSleepMs = 1000;
 
 // Where processors are few, the two ends of a stream within a machine keep to the same one: what one end writes is in
-// the caches when the other reads it, and nobody wakes a thread elsewhere. Left to itself, the kernel often has all
-// senders on one processor and all receivers on another (docs/design/wire.md). Threads that have processors to spare
-// are faster side by side.
+// the caches when the other reads it, and nobody wakes a thread elsewhere. Left to itself, the kernel places them anew
+// after each pause, and slow placements last for milliseconds (docs/design/wire.md). Threads that have processors to
+// spare are faster side by side.
 void stay_apart(pthread_t thread, uint32_t index, uint32_t count) noexcept {
   cpu_set_t allowed;
   if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;  // more processors than the set holds
